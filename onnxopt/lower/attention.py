@@ -1,0 +1,213 @@
+"""Write an attention plan out in standard operators.
+
+For each bucket: gather queries, keys and values of all its strips, one batched score product, bias and mask, softmax,
+one batched value product. At the end one Gather puts every result where the consumer reads it. Every tensor keeps the
+batch as its first dimension, whatever its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from onnxopt.discover.attention_site import AttentionSite, EmptyRow
+from onnxopt.discover.operand import Operand, Source
+from onnxopt.lower.rewrite import NODE_PREFIX, Rewrite, table
+from onnxopt.model.graph import Graph
+from onnxopt.plan.attention import AttentionPlan, HeadPlan
+from onnxopt.plan.buckets import Bucket
+from onnxopt.plan.strips import coded, needed_in
+
+_MASKED = -np.inf
+
+
+def lower_attention(site: AttentionSite, plan: AttentionPlan, graph: Graph) -> Rewrite:
+    """The nodes and tables that compute ``site.output`` from ``site.inputs`` by ``plan``."""
+    build = _Builder(site, graph)
+    queries = build.vectors(site.q, "queries", bool(np.any(site.query_vectors < 0)))
+    keys = build.vectors(site.k, "keys", bool(np.any(site.key_vectors < 0)))
+    values = build.vectors(site.v, "values", bool(np.any(site.value_vectors < 0)))
+    results = []
+    places = np.full(site.heads * site.rows, -1, np.int64)
+    offset = 0
+    for part in plan.parts:
+        for bucket in part.buckets:
+            rows = _padded_rows(part, bucket)
+            results.append(build.bucket(part, bucket, rows, queries, keys, values))
+            offset = _note_places(places, site, part, bucket, offset)
+    build.collect(results, places, offset)
+    return Rewrite(site.id, (site.output,), tuple(build.nodes), tuple(build.tables))
+
+
+class _Builder:
+    """Collects nodes and tables under names that follow from the site and the order of building."""
+
+    def __init__(self, site: AttentionSite, graph: Graph) -> None:
+        self.site = site
+        self.nodes: list[NodeProto] = []
+        self.tables: list[TensorProto] = []
+        self.prefix = f"{NODE_PREFIX}{site.id}/"
+        self.known: dict[str, str] = {}
+        self.dtype = helper.tensor_dtype_to_np_dtype(graph.element_type(site.output))
+        self.opset = graph.opset
+
+    def op(self, kind: str, inputs: Sequence[str], label: str, **attributes: Any) -> str:
+        """Append a node and return its output; the same node is never built twice."""
+        key = f"{kind}{list(inputs)}{sorted(attributes.items())}"
+        if key not in self.known:
+            name = f"{self.prefix}{label}/{len(self.nodes)}"
+            self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+            self.known[key] = name
+        return self.known[key]
+
+    def table(self, values: np.ndarray) -> str:
+        """A constant input, stored once."""
+        tensor = table(values)
+        if all(t.name != tensor.name for t in self.tables):
+            self.tables.append(tensor)
+        return tensor.name
+
+    def shape(self, *dims: int) -> str:
+        return self.table(np.array(dims, np.int64))
+
+    def vectors(self, operand: Operand, label: str, with_zero: bool) -> str:
+        """The operand's table of vectors, batch x vectors x width, with a zero vector appended where one is used."""
+        parts = [self._source(source, operand.width, label) for source in operand.sources]
+        joined = parts[0] if len(parts) == 1 else self.op("Concat", parts, label, axis=1)
+        if not with_zero:
+            return joined
+        return self.op("Pad", [joined, self.shape(0, 0, 0, 0, 1, 0)], label)
+
+    def _source(self, source: Source, width: int, label: str) -> str:
+        name = source.tensor
+        if source.channel_axis == 1:
+            # batch x channels x pixels to batch x pixels x channels
+            flat = self.op("Reshape", [name, self.shape(-1, source.channels, source.rows)], label)
+            name = self.op("Transpose", [flat], label, perm=[0, 2, 1])
+        return self.op("Reshape", [name, self.shape(-1, source.rows * source.channels // width, width)], label)
+
+    def bucket(
+        self, part: HeadPlan, bucket: Bucket, rows: np.ndarray, queries: str, keys: str, values: str
+    ) -> str:
+        """One batched attention; its result is batch x (heads * strips * rows) x value width."""
+        site, label = self.site, "strips"
+        heads = list(part.heads)
+        key_numbers = _padded_keys(part, bucket)
+        gathered_q = self.op("Gather", [queries, self._vector_table(site.query_vectors[heads][:, rows], site.q)], label, axis=1)
+        gathered_k = self.op("Gather", [keys, self._vector_table(site.key_vectors[heads][:, key_numbers], site.k)], label, axis=1)
+        gathered_v = self.op("Gather", [values, self._vector_table(site.value_vectors[heads][:, key_numbers], site.v)], label, axis=1)
+        scale = site.scale[heads]
+        if np.any(scale != 1.0):
+            factor = scale[:1] if np.all(scale == scale[0]) else scale.reshape(-1, 1, 1, 1)
+            gathered_q = self.op("Mul", [gathered_q, self.table(factor.astype(self.dtype))], label)
+        turned = self.op("Transpose", [gathered_k], label, perm=[0, 1, 2, 4, 3])
+        scores = self.op("MatMul", [gathered_q, turned], label)
+        added = _added(site, part, bucket)
+        if added is not None:
+            scores = self.op("Add", [scores, self.table(_as_type(added, self.dtype))], label)
+        weights = self.op("Softmax", [scores], label, axis=-1)
+        result = self.op("MatMul", [weights, gathered_v], label)
+        total = len(heads) * len(bucket.strips) * bucket.rows
+        return self.op("Reshape", [result, self.shape(-1, total, site.v.width)], label)
+
+    def collect(self, results: list[str], places: np.ndarray, total: int) -> None:
+        """Put the results of all buckets into the site's output."""
+        site, label = self.site, "output"
+        slots = site.slots.reshape(-1)
+        index = np.where(slots >= 0, places[slots], -1)
+        joined = results[0] if len(results) == 1 else self.op("Concat", results, label, axis=1)
+        if np.any(index < 0):
+            joined = self.op("Pad", [joined, self.shape(0, 0, 0, 0, 1, 0)], label)
+            index = np.where(index < 0, total, index)
+        if not np.array_equal(index, np.arange(total)):
+            joined = self.op("Gather", [joined, self.table(index.astype(np.int32))], label, axis=1)
+        shape = list(site.output_shape)
+        if site.channel_axis == 1:
+            pixels = self.op("Reshape", [joined, self.shape(-1, len(site.slots), shape[1])], label)
+            joined = self.op("Transpose", [pixels], label, perm=[0, 2, 1])
+        final = self.shape(-1, *shape[1:])
+        name = f"{self.prefix}{label}/{len(self.nodes)}"
+        self.nodes.append(helper.make_node("Reshape", [joined, final], [site.output], name=name))
+
+    def _vector_table(self, vectors: np.ndarray, operand: Operand) -> str:
+        return self.table(np.where(vectors < 0, operand.vectors, vectors).astype(np.int32))
+
+
+def _padded_rows(part: HeadPlan, bucket: Bucket) -> np.ndarray:
+    """Row numbers of a bucket, strips x rows; short strips repeat their first row, whose extra results are dropped."""
+    rows = np.empty((len(bucket.strips), bucket.rows), np.int64)
+    for index, number in enumerate(bucket.strips):
+        own = part.strips[number].rows
+        rows[index] = own[0]
+        rows[index, : len(own)] = own
+    return rows
+
+
+def _padded_keys(part: HeadPlan, bucket: Bucket) -> np.ndarray:
+    """Key numbers of a bucket, strips x keys; short lists repeat their first key, which is masked."""
+    keys = np.empty((len(bucket.strips), bucket.keys), np.int64)
+    for index, number in enumerate(bucket.strips):
+        own = part.strips[number].keys
+        keys[index] = own[0]
+        keys[index, : len(own)] = own
+    return keys
+
+
+def _note_places(places: np.ndarray, site: AttentionSite, part: HeadPlan, bucket: Bucket, offset: int) -> int:
+    """Remember where the result of each (head, row) stands among all results; returns the next free place."""
+    for head in part.heads:
+        for number in bucket.strips:
+            rows = part.strips[number].rows
+            places[head * site.rows + rows] = offset + np.arange(len(rows))
+            offset += bucket.rows
+    return offset
+
+
+def _added(site: AttentionSite, part: HeadPlan, bucket: Bucket) -> np.ndarray | None:
+    """What is added to the scores of a bucket, float32, broadcasting to heads x strips x rows x keys; or None."""
+    strips = [part.strips[number] for number in bucket.strips]
+    biases = [site.bias_of(head) for head in part.heads]
+    padded = any(len(s.keys) < bucket.keys for s in strips)
+    if all(bias is None for bias in biases) and all(s.full for s in strips):
+        if not padded:
+            return None
+        lengths = np.array([len(s.keys) for s in strips])
+        mask = np.where(np.arange(bucket.keys) < lengths[:, None], 0.0, _MASKED)
+        return mask[:, None, :].astype(np.float32)
+    lists = site.lists[part.lists]
+    codes = coded(lists)
+    starts = lists.row_offsets()
+    alike = all(bias is biases[0] for bias in biases)
+    kinds = biases[:1] if alike else biases
+    added = np.full((len(kinds), len(strips), bucket.rows, bucket.keys), _MASKED, np.float32)
+    for index, strip in enumerate(strips):
+        places = needed_in(strip, lists, codes)
+        counts = lists.lengths[strip.rows]
+        row = np.repeat(np.arange(len(strip.rows)), counts)
+        source = np.concatenate([np.arange(starts[r], starts[r + 1]) for r in strip.rows])
+        for kind, bias in enumerate(kinds):
+            added[kind, index, row, places] = 0.0 if bias is None else bias[source]
+        # Rows that only fill up the strip repeat its first one, so that no row is without keys.
+        added[:, index, len(strip.rows) :] = added[:, index, :1]
+    for axis in range(3):
+        first = added.take([0], axis=axis)
+        if added.shape[axis] > 1 and np.array_equal(added, np.broadcast_to(first, added.shape)):
+            added = first
+    return added
+
+
+def _as_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Convert, keeping finite values finite: float16 has no -3.4e38."""
+    if dtype == np.float32:
+        return values
+    limit = 65504.0 if dtype == np.float16 else 3.38e38
+    finite = np.isfinite(values)
+    return np.where(finite, np.clip(values, -limit, limit), values).astype(dtype)
+
+
+def empty_is_guarded(site: AttentionSite) -> bool:
+    """Whether rows without keys are zeros by a guard in the graph."""
+    return site.empty_kind is EmptyRow.ZERO

@@ -1,0 +1,135 @@
+"""Replace the producers of some tensors in a model, and drop what nobody reads any more.
+
+A rewrite gives new nodes for tensors that keep their names, so the rest of the model, its inputs and its outputs never
+notice. What the old producers alone needed disappears; what something else still reads stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from onnxopt.model.graph import nested_names
+
+NODE_PREFIX = "onnxopt/"
+TABLE_PREFIX = "onnxopt_table_"
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """New nodes, in topological order, that make the tensors in ``replaces``, and the constants they read."""
+
+    site: str
+    replaces: tuple[str, ...]
+    nodes: tuple[NodeProto, ...]
+    tables: tuple[TensorProto, ...]
+
+
+def table(values: np.ndarray) -> TensorProto:
+    """A constant whose name is its content, so that equal tables are stored once in a model."""
+    values = np.asarray(values, order="C")
+    digest = hashlib.sha256(f"{values.dtype.str}{values.shape}".encode() + values.tobytes()).hexdigest()[:16]
+    return numpy_helper.from_array(values, TABLE_PREFIX + digest)
+
+
+def is_own_node(node: NodeProto) -> bool:
+    """Whether a node was written by a rewrite; such nodes are final and never rewritten again."""
+    return node.name.startswith(NODE_PREFIX)
+
+
+def apply_rewrites(model: ModelProto, rewrites: Sequence[Rewrite]) -> ModelProto:
+    """A new model with the rewrites in place; ``model`` itself is left as it is.
+
+    Nodes that the rewrites made dead are removed with the initializers that only they read; nodes and initializers
+    that were unused before stay, and so does the order of everything untouched.
+    """
+    if not rewrites:
+        return model
+    making = {name: rewrite for rewrite in rewrites for name in rewrite.replaces}
+    placed: set[str] = set()
+    nodes: list[NodeProto] = []
+    removed: list[NodeProto] = []
+    for node in model.graph.node:
+        replaced = [name for name in node.output if name in making]
+        if not replaced:
+            nodes.append(node)
+            continue
+        if len(replaced) != sum(1 for name in node.output if name):
+            raise ValueError(f"node {node.name!r} makes {list(node.output)}, but only {replaced} have a rewrite")
+        removed.append(node)
+        for name in replaced:
+            rewrite = making[name]
+            if rewrite.site not in placed:
+                placed.add(rewrite.site)
+                nodes.extend(rewrite.nodes)
+    nodes, removed = _drop_dead(nodes, removed, {o.name for o in model.graph.output})
+    return _rebuild(model, nodes, removed, [t for rewrite in rewrites for t in rewrite.tables])
+
+
+def copy_of(model: ModelProto) -> ModelProto:
+    """An equal model that may be changed; tensors' bytes are copied one by one, so models over 2 GB can be."""
+    return _rebuild(model, model.graph.node, [], [])
+
+
+def _drop_dead(
+    nodes: list[NodeProto], removed: list[NodeProto], outputs: set[str]
+) -> tuple[list[NodeProto], list[NodeProto]]:
+    """Remove what only removed nodes read, transitively; nodes that were dead before the rewrite are not touched."""
+    readers: dict[str, int] = {}
+    producer = {name: node for node in nodes for name in node.output if name}
+    for node in nodes:
+        for name in nested_names(node):
+            readers[name] = readers.get(name, 0) + 1
+    dead: dict[int, NodeProto] = {}
+    queue = list(removed)
+    while queue:
+        for name in nested_names(queue.pop()):
+            maker = producer.get(name)
+            if maker is None or id(maker) in dead:
+                continue
+            if any(o in outputs or readers.get(o, 0) for o in maker.output if o):
+                continue
+            dead[id(maker)] = maker
+            queue.append(maker)
+            for read in nested_names(maker):
+                readers[read] -= 1
+    return [n for n in nodes if id(n) not in dead], removed + list(dead.values())
+
+
+def _rebuild(
+    model: ModelProto, nodes: Iterable[NodeProto], removed: Sequence[NodeProto], tables: Sequence[TensorProto]
+) -> ModelProto:
+    """A model proto built part by part: copying a whole model fails above 2 GB."""
+    source = model.graph
+    result = ModelProto()
+    for key in ("ir_version", "producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        if model.HasField(key):
+            setattr(result, key, getattr(model, key))
+    result.opset_import.extend(model.opset_import)
+    result.metadata_props.extend(model.metadata_props)
+    result.functions.extend(model.functions)
+    graph = result.graph
+    graph.name, graph.doc_string = source.name, source.doc_string
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.metadata_props.extend(source.metadata_props)
+    graph.sparse_initializer.extend(source.sparse_initializer)
+    graph.quantization_annotation.extend(source.quantization_annotation)
+    graph.node.extend(nodes)
+
+    read = {name for node in graph.node for name in nested_names(node)} | {o.name for o in graph.output}
+    orphaned = {name for node in removed for name in nested_names(node)} - read
+    inputs = {i.name for i in graph.input}
+    made = {name for node in graph.node for name in node.output}
+    known: set[str] = set()
+    for tensor in (*source.initializer, *tables):
+        if tensor.name in known or (tensor.name in orphaned and tensor.name not in inputs):
+            continue
+        known.add(tensor.name)
+        graph.initializer.append(tensor)
+    graph.value_info.extend(v for v in source.value_info if v.name in made)
+    return result

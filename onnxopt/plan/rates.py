@@ -1,0 +1,49 @@
+"""What a bucket of strips costs on a CPU, in microseconds: a few rates, good enough to rank schedules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxopt.target import CpuProfile
+
+# What batched products of some dozen rows reach of the CPU's peak, and what one more row costs beyond its flops.
+_PRODUCT_SHARE = 0.5
+_STRIP_OVERHEAD_ROWS = 16.0
+# Softmax and Gather over short rows, against the long rows that the profile's rates were measured on.
+_SHORT_ROW_SHARE = 0.2
+_NODES_PER_BUCKET = 8
+_NODE_US = 6.0
+
+
+@dataclass(frozen=True)
+class CpuRates:
+    """Operations a microsecond for the whole CPU."""
+
+    flops: float
+    exponentials: float
+    moved_bytes: float
+    gathered_bytes: float
+
+    @classmethod
+    def of(cls, cpu: CpuProfile) -> CpuRates:
+        """The rates that a CPU's profile implies for strips."""
+        return cls(
+            flops=cpu.fp32_flops * _PRODUCT_SHARE / 1e6,
+            exponentials=cpu.exponentials_per_second * _SHORT_ROW_SHARE / 1e6,
+            moved_bytes=cpu.memory_bytes_per_second / 1e6,
+            gathered_bytes=cpu.gather_bytes_per_second * _SHORT_ROW_SHARE / 1e6,
+        )
+
+    def attention(
+        self, strips: np.ndarray, rows: np.ndarray, keys: np.ndarray, width: int, value_width: int, masked: bool
+    ) -> np.ndarray:
+        """Gather, score, normalise and combine ``strips`` strips of ``rows`` x ``keys``; arrays of equal length."""
+        pairs = strips * rows * keys
+        flops = 2.0 * pairs * (width + value_width) * (1.0 + _STRIP_OVERHEAD_ROWS / np.maximum(rows, 1))
+        gathered = 8.0 * strips * (rows + keys) * (width + value_width)
+        result = flops / self.flops + pairs / self.exponentials + gathered / self.gathered_bytes
+        if masked:
+            result = result + 12.0 * pairs / self.moved_bytes
+        return np.asarray(result + _NODES_PER_BUCKET * _NODE_US)

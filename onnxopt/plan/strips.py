@@ -1,0 +1,129 @@
+"""Strips: a few query rows with the complete list of the keys that any of them needs.
+
+Keys that a row needs several times are told apart by their occurrence, so that a strip's list is a set and the
+cover stays exact: every needed (query, key, occurrence) lies in exactly one strip, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxopt.discover.attention_site import KeyLists
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Query rows and the keys they share the computation of; both are numbers of the site's.
+
+    ``full``: every row needs every key, so nothing is masked.
+    """
+
+    rows: np.ndarray
+    keys: np.ndarray
+    full: bool
+
+
+@dataclass(frozen=True)
+class CodedLists:
+    """Key lists as sets of codes ``key * stride + occurrence``, ascending within a list."""
+
+    codes: np.ndarray
+    offsets: np.ndarray
+    stride: int
+
+    def of(self, index: int) -> np.ndarray:
+        """The codes of one list."""
+        return self.codes[self.offsets[index] : self.offsets[index + 1]]
+
+
+def coded(lists: KeyLists) -> CodedLists:
+    """Give every key of every list a code that also counts its repetitions within the list."""
+    starts = np.zeros(len(lists.keys), bool)
+    starts[lists.offsets[:-1][np.diff(lists.offsets) > 0]] = True
+    new = starts.copy()
+    new[1:] |= lists.keys[1:] != lists.keys[:-1]
+    places = np.arange(len(lists.keys))
+    occurrence = places - np.maximum.accumulate(np.where(new, places, 0)) if len(places) else places
+    stride = int(occurrence.max()) + 1 if len(places) else 1
+    return CodedLists(lists.keys.astype(np.int64) * stride + occurrence, lists.offsets, stride)
+
+
+def cut_evenly(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Strips of ``size`` rows, the last one shorter."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def cut_at_lists(order: np.ndarray, row_list: np.ndarray, size: int) -> list[np.ndarray]:
+    """Strips of at most ``size`` rows that all have one key list; long runs are split into nearly equal strips."""
+    change = np.flatnonzero(np.diff(row_list[order])) + 1
+    strips: list[np.ndarray] = []
+    for run in np.split(order, change):
+        strips.extend(np.array_split(run, -(-len(run) // size)))
+    return strips
+
+
+def make_strip(rows: np.ndarray, lists: KeyLists, codes: CodedLists) -> Strip:
+    """The strip of some rows: its key list is the union of theirs."""
+    own = np.unique(lists.row_list[rows])
+    if len(own) == 1:
+        return Strip(rows, codes.of(int(own[0])) // codes.stride, True)
+    union = np.unique(np.concatenate([codes.of(int(index)) for index in own]))
+    full = all(codes.offsets[index + 1] - codes.offsets[index] == len(union) for index in own)
+    return Strip(rows, union // codes.stride, full)
+
+
+def needed_in(strip: Strip, lists: KeyLists, codes: CodedLists) -> np.ndarray:
+    """Which places of the strip's key list each of its rows needs, in the order of the row's own list.
+
+    Returns a flat int64 array, row after row; row ``i`` has as many entries as keys.
+    """
+    own, inverse = np.unique(lists.row_list[strip.rows], return_inverse=True)
+    union = np.unique(np.concatenate([codes.of(int(index)) for index in own]))
+    places = [np.searchsorted(union, codes.of(int(index))) for index in own]
+    return np.concatenate([places[i] for i in inverse]) if len(inverse) else np.empty(0, np.int64)
+
+
+def row_orders(lists: KeyLists) -> dict[str, np.ndarray]:
+    """The row orders that are tried: as they are, equal key lists together, and similar key lists together."""
+    rows = len(lists.row_list)
+    as_is = np.arange(rows)
+    first = np.full(len(lists.offsets) - 1, rows)
+    np.minimum.at(first, lists.row_list, as_is)
+    grouped = np.lexsort((as_is, first[lists.row_list]))
+    orders = {"as is": as_is}
+    if not np.array_equal(grouped, as_is):
+        orders["equal keys"] = grouped
+    if len(first) > 1:
+        similar = np.lexsort((as_is, _similarity_rank(lists)[lists.row_list]))
+        if not any(np.array_equal(similar, other) for other in orders.values()):
+            orders["similar keys"] = similar
+    return orders
+
+
+def _similarity_rank(lists: KeyLists, signatures: int = 4) -> np.ndarray:
+    """A rank of the key lists in which lists that share keys tend to be neighbours.
+
+    Each list is described by its smallest keys under a few fixed random orders of the keys (min-wise hashing): two
+    lists agree in one of them with the probability of their Jaccard similarity.
+    """
+    generator = np.random.default_rng(0x0DE2)
+    keys = int(lists.keys.max()) + 1 if len(lists.keys) else 1
+    nonempty = np.diff(lists.offsets) > 0
+    columns = []
+    for _ in range(signatures):
+        rank = generator.permutation(keys)
+        smallest = np.full(len(nonempty), keys)
+        smallest[nonempty] = np.minimum.reduceat(rank[lists.keys], lists.offsets[:-1][nonempty])
+        columns.append(smallest)
+    order = np.lexsort(columns[::-1])
+    result = np.empty(len(order), np.int64)
+    result[order] = np.arange(len(order))
+    return result
+
+
+def count_needed(lists: Sequence[KeyLists]) -> int:
+    """Needed (query, key) pairs over all given heads."""
+    return int(sum(int(item.lengths.sum()) for item in lists))

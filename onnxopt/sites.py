@@ -1,0 +1,194 @@
+"""Every site of a model with its plan and its decision: what `inspect` shows and `optimize` carries out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from onnx import ModelProto
+
+from onnxopt.decide import (
+    PREDICTED_MARGIN,
+    Judge,
+    Progress,
+    SiteReport,
+    every_pair,
+    found_attention,
+    own_nodes,
+)
+from onnxopt.discover.attention import find_attention
+from onnxopt.discover.attention_operator import expand_attention
+from onnxopt.discover.attention_site import AttentionSite
+from onnxopt.discover.convolution import find_convolutions
+from onnxopt.discover.conv_site import ConvSite
+from onnxopt.discover.refusal import Refusal
+from onnxopt.lower.attention import lower_attention
+from onnxopt.lower.convolution import lower_convolution
+from onnxopt.lower.rewrite import apply_rewrites
+from onnxopt.measure.extract import extract_region
+from onnxopt.measure.records import RecordStore
+from onnxopt.model.graph import Graph, symbolic_batch, view
+from onnxopt.plan.attention import AttentionPlan, Objective, plan_attention
+from onnxopt.plan.convolution import ConvPlan, plan_convolutions
+from onnxopt.plan.estimate import data_work, gpu_seconds, kernel_seconds
+from onnxopt.plan.rates import CpuRates
+from onnxopt.plan.conv_roofline import roofline_gain
+from onnxopt.target import CpuProfile, Target, load_target
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What discovery found in a model."""
+
+    graph: Graph
+    attention: tuple[AttentionSite, ...]
+    convolutions: tuple[ConvSite, ...]
+    refusals: tuple[Refusal, ...]
+
+
+def discover(model: ModelProto) -> Findings:
+    """Find every site; a model with a symbolic batch is looked at with two batch elements."""
+    expanded = expand_attention(model)
+    graph = view(expanded, batch=2 if symbolic_batch(model) else 1)
+    attention, refusals = find_attention(graph)
+    convolutions, conv_refusals = find_convolutions(graph)
+    return Findings(graph, tuple(attention), tuple(convolutions), tuple(refusals + conv_refusals))
+
+
+Form = Literal["plugin", "portable"]
+# A margin below what is worth building; measuring or the target's own prediction has the last word.
+_CONV_MARGIN = 0.9
+
+
+def judge_sites(
+    model: ModelProto,
+    findings: Findings,
+    target: Target,
+    *,
+    form: Form,
+    records: Path | None,
+    measure: bool,
+    objective: Objective = "time",
+    progress: Progress = lambda _: None,
+) -> list[SiteReport]:
+    """Plan and decide every site for one target and form, in the order attention, convolution.
+
+    ``records`` is the file of tuning records (None: there are none). Only the portable form on a CPU is measured.
+    """
+    judge = whole_judge(model, findings, target, records=records, measure=measure, progress=progress)
+    reports = [_attention(judge, site, form, objective) for site in findings.attention]
+    for number, plan in enumerate(_conv_plans(findings, target)):
+        reports.append(_convolution(judge, f"conv-{number}", plan, form))
+    return reports
+
+
+def whole_judge(
+    model: ModelProto,
+    findings: Findings,
+    target: Target,
+    *,
+    records: Path | None,
+    measure: bool,
+    progress: Progress = lambda _: None,
+) -> Judge:
+    """What judges candidates of a model; only the portable form on a CPU is measured."""
+    store = RecordStore(records) if records is not None and target.is_cpu else None
+    return Judge(model, findings.graph, target, store, measure and target.is_cpu, progress)
+
+
+def rewritten(model: ModelProto, reports: list[SiteReport], judge_whole: Judge) -> tuple[ModelProto, list[SiteReport]]:
+    """The model with every decided rewrite, and the reports as they turn out for the model as a whole.
+
+    Where the whole model does not get faster, first the convolutions and then everything stays as it was: pieces that
+    gain alone can lose together, when a layout that spans them breaks.
+    """
+    for attempt in ("all", "attention", "none"):
+        reports = [_without(r, attempt) for r in reports]
+        rewrites = [r.rewrite for r in reports if r.rewrite is not None]
+        candidate = apply_rewrites(model, rewrites)
+        if not rewrites or not judge_whole.target.is_cpu:
+            return candidate, reports
+        timing = judge_whole.whole(candidate)
+        if timing is None or timing.ratio >= 1.0:
+            return candidate, reports
+    raise AssertionError("the last attempt has no rewrites")
+
+
+def _without(report: SiteReport, attempt: str) -> SiteReport:
+    dropped = report.rewrite is not None and (attempt == "none" or (attempt == "attention" and report.kind == "conv"))
+    return report.kept(f"{report.reason}, but the whole model is not faster with it") if dropped else report
+
+
+def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objective) -> SiteReport:
+    report = SiteReport(site.id, "attention", found_attention(site), "keep", "")
+    if own_nodes(judge.graph, site.nodes):
+        return report.kept("it is already a schedule that onnxopt wrote")
+    if site.runtime:
+        return report.kept(f"its mask depends on the input ({', '.join(site.runtime)}), so its pattern is not fixed")
+    if every_pair(site):
+        return report.kept("dense: every query needs every key")
+    if form == "plugin":
+        return _attention_plugin(judge, site, report)
+    plan = plan_attention(site, CpuRates.of(reference_cpu()), objective)
+    report = replace(report, planned=_planned_attention(plan))
+    return judge.judge(report, site.inputs, lower_attention(site, plan, judge.graph))
+
+
+def _attention_plugin(judge: Judge, site: AttentionSite, report: SiteReport) -> SiteReport:
+    gpu = judge.target.need_gpu_profile()
+    region = extract_region(judge.model, judge.graph, site.inputs, [site.output])
+    before = gpu_seconds(data_work(view(region, batch=judge.graph.batch)), gpu)
+    gain = before / kernel_seconds(site, gpu)
+    report = replace(report, predicted_gain=gain)
+    if gain < PREDICTED_MARGIN:
+        return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
+    return replace(report, decision="rewrite", reason=f"one kernel instead of its nodes: predicted {gain:.2f} times as fast")
+
+
+def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> SiteReport:
+    site = plan.site
+    report = SiteReport(site_id, "conv", site.to_json(), "keep", "")
+    del report.found["kind"]
+    if site.pattern == "dense" or own_nodes(judge.graph, site.nodes):
+        return report.kept(plan.reason)
+    if form == "plugin":
+        gain = roofline_gain(site, judge.graph, judge.target.need_gpu_profile())
+        report = replace(report, predicted_gain=gain)
+        if gain < PREDICTED_MARGIN:
+            return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
+        return replace(report, decision="rewrite", reason=f"one kernel over its live connections: predicted {gain:.2f} times as fast")
+    if plan.decision == "keep":
+        return replace(report, predicted_gain=plan.predicted_gain).kept(plan.reason)
+    planned = {"needed": plan.needed, "computed": plan.computed, "waste": round(plan.waste, 4), "variants": [plan.form]}
+    report = replace(report, planned=planned)
+    return judge.judge(report, plan.inputs, lower_convolution(site_id, plan, judge.graph))
+
+
+def _conv_plans(findings: Findings, target: Target) -> list[ConvPlan]:
+    if target.cpu is not None:
+        return plan_convolutions(findings.convolutions, findings.graph, target.cpu, margin=_CONV_MARGIN)
+    # On a GPU every plan that saves connections is a candidate; the GPU's own prediction decides.
+    return plan_convolutions(findings.convolutions, findings.graph, reference_cpu(), forms=("direct",), margin=0.0)
+
+
+def reference_cpu() -> CpuProfile:
+    """The CPU by whose rates schedules are ranked, for whatever target."""
+    cpu = load_target("cpu").cpu
+    assert cpu is not None
+    return cpu
+
+
+def _planned_attention(plan: AttentionPlan) -> dict[str, Any]:
+    return {
+        "reorder": sorted({part.order for part in plan.parts}),
+        "variants": [
+            {"heads": len(p.heads), "strips": len(b.strips), "rows": b.rows, "keys": b.keys}
+            for p in plan.parts
+            for b in p.buckets
+        ],
+        "needed": plan.needed,
+        "computed": plan.computed,
+        "waste": round(plan.waste, 4),
+        "predicted_us": round(plan.cost_us, 3),
+    }
