@@ -10,7 +10,14 @@ from typing import Any, Literal
 from onnx import ModelProto
 
 from onnxopt.decide import Progress, SiteReport
-from onnxopt.deploy.manifest import Source, check_manifest, checked_file, file_sha256, package_versions, write_manifest
+from onnxopt.deploy.manifest import (
+    Source,
+    check_manifest,
+    checked_file,
+    file_sha256,
+    package_versions,
+    write_manifest,
+)
 from onnxopt.deploy.rtx import BuildProgress, EngineInfo, build_engine
 from onnxopt.discover.refusal import Refusal
 from onnxopt.errors import InputError, VerificationError
@@ -96,7 +103,9 @@ def inspect(
     progress("looking for sites")
     findings = discover(proto)
     form = form or ("portable" if chosen.is_cpu else "plugin")
-    reports = judge_sites(proto, findings, chosen, form=form, records=_records(cache), measure=False, progress=progress)
+    reports = judge_sites(
+        proto, findings, chosen, form=form, records=_records(cache), measure=False, progress=progress
+    )
     return _inspection(path, proto, findings, chosen, form, reports)
 
 
@@ -126,13 +135,22 @@ def optimize(
     if form == "plugin":
         raise InputError("--form plugin: this version writes the portable form only; use --form portable")
     if engine is not None and chosen.architecture is None:
-        raise InputError(f"--engine {engine}: target '{chosen.name}' is no GPU; name one, for example --target sm_89")
+        raise InputError(
+            f"--engine {engine}: target '{chosen.name}' is no GPU; name one, for example --target sm_89"
+        )
     proto = read_model(path)
     progress("looking for sites")
     findings = discover(proto)
     measured = chosen.is_cpu if measure is None else measure
     reports = judge_sites(
-        proto, findings, chosen, form="portable", records=_records(cache), measure=measured, objective=objective, progress=progress
+        proto,
+        findings,
+        chosen,
+        form="portable",
+        records=_records(cache),
+        measure=measured,
+        objective=objective,
+        progress=progress,
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)
     result, reports = rewritten(proto, reports, judge)
@@ -152,12 +170,25 @@ def optimize(
             )
         files = [item.name for item in draft.iterdir()]
         source = Source(file_sha256(path), default_opset(proto))
-        write_manifest(draft, target=chosen.name, versions=package_versions(engine), source=source, files=files)
-    return OptimizeResult(folder, inspection, len(result.graph.node), (f"{lowered} Col2Im",) if lowered else (), verification, built)
+        write_manifest(
+            draft, target=chosen.name, versions=package_versions(engine), source=source, files=files
+        )
+    return OptimizeResult(
+        folder,
+        inspection,
+        len(result.graph.node),
+        (f"{lowered} Col2Im",) if lowered else (),
+        verification,
+        built,
+    )
 
 
 def verify(
-    original: str | Path, candidate: str | Path, *, inputs: str | Path | None = None, progress: Progress = lambda _: None
+    original: str | Path,
+    candidate: str | Path,
+    *,
+    inputs: str | Path | None = None,
+    progress: Progress = lambda _: None,
 ) -> VerifyReport:
     """Compare two models on fresh random inputs, or on the arrays of an ``.npz`` file, by the numeric rule."""
     first, second = read_model(Path(original)), read_model(Path(candidate))
@@ -197,7 +228,9 @@ def _build_in_package(
     model = checked_file(folder, PORTABLE)
     info = build_engine(model, arch=chosen, out=folder / RTX_ENGINE, progress=progress)
     files = sorted({entry.path for entry in manifest.files} | {RTX_ENGINE})
-    write_manifest(folder, target=chosen, versions=package_versions(engine), source=manifest.source, files=files)
+    write_manifest(
+        folder, target=chosen, versions=package_versions(engine), source=manifest.source, files=files
+    )
     return info
 
 
@@ -208,7 +241,9 @@ def _gpu_target(name: str) -> str:
     return architecture
 
 
-def _verified(proto: ModelProto, result: ModelProto, inspection: Inspection, progress: Progress) -> VerifyReport:
+def _verified(
+    proto: ModelProto, result: ModelProto, inspection: Inspection, progress: Progress
+) -> VerifyReport:
     progress("verifying")
     watched = [(s.id, name) for s in inspection.sites if s.rewrite for name in s.rewrite.replaces]
     report = verify_models(proto, result, sites=watched, progress=progress)

@@ -36,12 +36,16 @@ def new_package(folder: Path) -> Iterator[Path]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise InputError(f"{folder.parent}: cannot write there: {error.strerror}; choose another folder with -o") from error
+        raise InputError(
+            f"{folder.parent}: cannot write there: {error.strerror}; choose another folder with -o"
+        ) from error
     try:
         yield draft
         _move(draft, folder)
     except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror}; free some space or choose another folder with -o") from error
+        raise InputError(
+            f"{folder}: cannot be written: {error.strerror}; free some space or choose another folder with -o"
+        ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

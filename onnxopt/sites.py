@@ -18,7 +18,6 @@ from onnxopt.decide import (
     own_nodes,
 )
 from onnxopt.discover.attention import find_attention
-from onnxopt.discover.attention_operator import expand_attention
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.discover.convolution import find_convolutions
 from onnxopt.discover.conv_site import ConvSite
@@ -49,8 +48,7 @@ class Findings:
 
 def discover(model: ModelProto) -> Findings:
     """Find every site; a model with a symbolic batch is looked at with two batch elements."""
-    expanded = expand_attention(model)
-    graph = view(expanded, batch=2 if symbolic_batch(model) else 1)
+    graph = view(model, batch=2 if symbolic_batch(model) else 1)
     attention, refusals = find_attention(graph)
     convolutions, conv_refusals = find_convolutions(graph)
     return Findings(graph, tuple(attention), tuple(convolutions), tuple(refusals + conv_refusals))
@@ -97,7 +95,9 @@ def whole_judge(
     return Judge(model, findings.graph, target, store, measure and target.is_cpu, progress)
 
 
-def rewritten(model: ModelProto, reports: list[SiteReport], judge_whole: Judge) -> tuple[ModelProto, list[SiteReport]]:
+def rewritten(
+    model: ModelProto, reports: list[SiteReport], judge_whole: Judge
+) -> tuple[ModelProto, list[SiteReport]]:
     """The model with every decided rewrite, and the reports as they turn out for the model as a whole.
 
     Where the whole model does not get faster, first the convolutions and then everything stays as it was: pieces that
@@ -116,7 +116,9 @@ def rewritten(model: ModelProto, reports: list[SiteReport], judge_whole: Judge) 
 
 
 def _without(report: SiteReport, attempt: str) -> SiteReport:
-    dropped = report.rewrite is not None and (attempt == "none" or (attempt == "attention" and report.kind == "conv"))
+    dropped = report.rewrite is not None and (
+        attempt == "none" or (attempt == "attention" and report.kind == "conv")
+    )
     return report.kept(f"{report.reason}, but the whole model is not faster with it") if dropped else report
 
 
@@ -125,7 +127,9 @@ def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objecti
     if own_nodes(judge.graph, site.nodes):
         return report.kept("it is already a schedule that onnxopt wrote")
     if site.runtime:
-        return report.kept(f"its mask depends on the input ({', '.join(site.runtime)}), so its pattern is not fixed")
+        return report.kept(
+            f"its mask depends on the input ({', '.join(site.runtime)}), so its pattern is not fixed"
+        )
     if every_pair(site):
         return report.kept("dense: every query needs every key")
     if form == "plugin":
@@ -143,7 +147,11 @@ def _attention_plugin(judge: Judge, site: AttentionSite, report: SiteReport) -> 
     report = replace(report, predicted_gain=gain)
     if gain < PREDICTED_MARGIN:
         return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
-    return replace(report, decision="rewrite", reason=f"one kernel instead of its nodes: predicted {gain:.2f} times as fast")
+    return replace(
+        report,
+        decision="rewrite",
+        reason=f"one kernel instead of its nodes: predicted {gain:.2f} times as fast",
+    )
 
 
 def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> SiteReport:
@@ -157,10 +165,19 @@ def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> Site
         report = replace(report, predicted_gain=gain)
         if gain < PREDICTED_MARGIN:
             return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
-        return replace(report, decision="rewrite", reason=f"one kernel over its live connections: predicted {gain:.2f} times as fast")
+        return replace(
+            report,
+            decision="rewrite",
+            reason=f"one kernel over its live connections: predicted {gain:.2f} times as fast",
+        )
     if plan.decision == "keep":
         return replace(report, predicted_gain=plan.predicted_gain).kept(plan.reason)
-    planned = {"needed": plan.needed, "computed": plan.computed, "waste": round(plan.waste, 4), "variants": [plan.form]}
+    planned = {
+        "needed": plan.needed,
+        "computed": plan.computed,
+        "waste": round(plan.waste, 4),
+        "variants": [plan.form],
+    }
     report = replace(report, planned=planned)
     return judge.judge(report, plan.inputs, lower_convolution(site_id, plan, judge.graph))
 
@@ -169,7 +186,9 @@ def _conv_plans(findings: Findings, target: Target) -> list[ConvPlan]:
     if target.cpu is not None:
         return plan_convolutions(findings.convolutions, findings.graph, target.cpu, margin=_CONV_MARGIN)
     # On a GPU every plan that saves connections is a candidate; the GPU's own prediction decides.
-    return plan_convolutions(findings.convolutions, findings.graph, reference_cpu(), forms=("direct",), margin=0.0)
+    return plan_convolutions(
+        findings.convolutions, findings.graph, reference_cpu(), forms=("direct",), margin=0.0
+    )
 
 
 def reference_cpu() -> CpuProfile:
@@ -191,4 +210,8 @@ def _planned_attention(plan: AttentionPlan) -> dict[str, Any]:
         "computed": plan.computed,
         "waste": round(plan.waste, 4),
         "predicted_us": round(plan.cost_us, 3),
+        "bound_us": round(plan.bound_us, 3),
+        "gap": 0.0,
+        "solver": {"name": "enumeration", "status": "optimal", "nodes": plan.candidates},
+        "certificate": "every order and cut was compared; the buckets of each are a shortest path",
     }

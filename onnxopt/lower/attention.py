@@ -87,7 +87,9 @@ class _Builder:
             # batch x channels x pixels to batch x pixels x channels
             flat = self.op("Reshape", [name, self.shape(-1, source.channels, source.rows)], label)
             name = self.op("Transpose", [flat], label, perm=[0, 2, 1])
-        return self.op("Reshape", [name, self.shape(-1, source.rows * source.channels // width, width)], label)
+        return self.op(
+            "Reshape", [name, self.shape(-1, source.rows * source.channels // width, width)], label
+        )
 
     def bucket(
         self, part: HeadPlan, bucket: Bucket, rows: np.ndarray, queries: str, keys: str, values: str
@@ -96,9 +98,21 @@ class _Builder:
         site, label = self.site, "strips"
         heads = list(part.heads)
         key_numbers = _padded_keys(part, bucket)
-        gathered_q = self.op("Gather", [queries, self._vector_table(site.query_vectors[heads][:, rows], site.q)], label, axis=1)
-        gathered_k = self.op("Gather", [keys, self._vector_table(site.key_vectors[heads][:, key_numbers], site.k)], label, axis=1)
-        gathered_v = self.op("Gather", [values, self._vector_table(site.value_vectors[heads][:, key_numbers], site.v)], label, axis=1)
+        gathered_q = self.op(
+            "Gather", [queries, self._vector_table(site.query_vectors[heads][:, rows], site.q)], label, axis=1
+        )
+        gathered_k = self.op(
+            "Gather",
+            [keys, self._vector_table(site.key_vectors[heads][:, key_numbers], site.k)],
+            label,
+            axis=1,
+        )
+        gathered_v = self.op(
+            "Gather",
+            [values, self._vector_table(site.value_vectors[heads][:, key_numbers], site.v)],
+            label,
+            axis=1,
+        )
         scale = site.scale[heads]
         if np.any(scale != 1.0):
             factor = scale[:1] if np.all(scale == scale[0]) else scale.reshape(-1, 1, 1, 1)

@@ -59,7 +59,9 @@ def apply_rewrites(model: ModelProto, rewrites: Sequence[Rewrite]) -> ModelProto
             nodes.append(node)
             continue
         if len(replaced) != sum(1 for name in node.output if name):
-            raise ValueError(f"node {node.name!r} makes {list(node.output)}, but only {replaced} have a rewrite")
+            raise ValueError(
+                f"node {node.name!r} makes {list(node.output)}, but only {replaced} have a rewrite"
+            )
         removed.append(node)
         for name in replaced:
             rewrite = making[name]
@@ -113,7 +115,9 @@ def _rebuild(
     result.metadata_props.extend(model.metadata_props)
     result.functions.extend(model.functions)
     graph = result.graph
-    graph.name, graph.doc_string = source.name, source.doc_string
+    for key in ("name", "doc_string"):
+        if source.HasField(key):
+            setattr(graph, key, getattr(source, key))
     graph.input.extend(source.input)
     graph.output.extend(source.output)
     graph.metadata_props.extend(source.metadata_props)

@@ -36,7 +36,9 @@ class HeadPlan:
 class AttentionPlan:
     """How one attention site is computed in standard operators.
 
-    ``needed`` and ``computed`` count (query, key) pairs over all heads, before and after padding.
+    ``needed`` and ``computed`` count (query, key) pairs over all heads, before and after padding. ``bound_us`` is what
+    the needed pairs take at the CPU's peak rates; ``candidates`` is how many cuts were compared. The plan is optimal
+    among them by the cost that was minimised: they are enumerated, and the buckets of each are exact.
     """
 
     site: str
@@ -44,6 +46,8 @@ class AttentionPlan:
     needed: int
     computed: int
     cost_us: float
+    bound_us: float
+    candidates: int
 
     @property
     def waste(self) -> float:
@@ -57,14 +61,17 @@ def plan_attention(site: AttentionSite, rates: CpuRates, objective: Objective = 
     ``time`` minimises the predicted microseconds, ``waste`` the computed pairs.
     """
     parts = []
-    needed = computed = 0
+    needed = computed = candidates = 0
     for number, lists in enumerate(site.lists):
         heads = tuple(int(h) for h in np.flatnonzero(site.head_lists == number))
-        best = _best_part(site, number, heads, rates, objective)
+        best, tried = _best_part(site, number, heads, rates, objective)
+        candidates += tried
         parts.append(best)
         needed += len(heads) * int(lists.lengths[~_unfilled(site)].sum())
         computed += len(heads) * sum(len(b.strips) * b.rows * b.keys for b in best.buckets)
-    return AttentionPlan(site.id, tuple(parts), needed, computed, sum(p.cost_us for p in parts))
+    cost = sum(p.cost_us for p in parts)
+    bound = rates.attention_bound(needed, site.heads * site.rows, site.head_dim, site.v.width)
+    return AttentionPlan(site.id, tuple(parts), needed, computed, cost, bound, candidates)
 
 
 def filled_rows(site: AttentionSite) -> np.ndarray:
@@ -80,13 +87,14 @@ def _unfilled(site: AttentionSite) -> np.ndarray:
 
 def _best_part(
     site: AttentionSite, number: int, heads: tuple[int, ...], rates: CpuRates, objective: Objective
-) -> HeadPlan:
+) -> tuple[HeadPlan, int]:
     lists = site.lists[number]
     codes = coded(lists)
     unfilled = _unfilled(site)
     biased = any(site.head_bias[h] >= 0 for h in heads)
     best: HeadPlan | None = None
     best_score = np.inf
+    compared = 0
     for name, order in row_orders(lists).items():
         filled = order[~unfilled[order]]
         tried: set[tuple[int, ...]] = set()
@@ -96,16 +104,19 @@ def _best_part(
                 if key in tried or len(cut) > _MAX_STRIPS_PER_16_ROWS * max(1, len(filled) // 16):
                     continue
                 tried.add(key)
+                compared += 1
                 strips = tuple(make_strip(rows, lists, codes) for rows in cut)
                 masked = biased or not all(strip.full for strip in strips)
                 time = _batch_time(rates, site, len(heads), masked)
                 cost = time if objective == "time" else _pairs
-                buckets, score = best_buckets([len(s.rows) for s in strips], [len(s.keys) for s in strips], cost)
+                buckets, score = best_buckets(
+                    [len(s.rows) for s in strips], [len(s.keys) for s in strips], cost
+                )
                 if score < best_score:
                     best_score = score
                     best = HeadPlan(heads, number, name, size, strips, buckets, _total(buckets, time))
     assert best is not None
-    return best
+    return best, compared
 
 
 def _batch_time(rates: CpuRates, site: AttentionSite, heads: int, masked: bool) -> CostOfBatch:

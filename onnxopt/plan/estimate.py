@@ -53,10 +53,19 @@ def gpu_seconds(work: Iterable[Work], gpu: GpuProfile, element_bytes: int = 2) -
     for item in work:
         if item.op in VIEWS:
             continue
-        fused = item.op not in PRODUCTS | TRANSPOSING | GATHERING | {"Softmax", "Concat", "Slice", "Split", "Pad"}
+        fused = item.op not in PRODUCTS | TRANSPOSING | GATHERING | {
+            "Softmax",
+            "Concat",
+            "Slice",
+            "Split",
+            "Pad",
+        }
         if fused:
             continue
-        arithmetic = item.flops / (gpu.fp16_flops * _GPU_PRODUCT_SHARE) + item.exponentials / gpu.exponentials_per_second
+        arithmetic = (
+            item.flops / (gpu.fp16_flops * _GPU_PRODUCT_SHARE)
+            + item.exponentials / gpu.exponentials_per_second
+        )
         traffic = item.bytes_moved * shrink / gpu.memory_bytes_per_second
         total += max(arithmetic, traffic) + gpu.launch_seconds
     return total
@@ -66,7 +75,9 @@ def kernel_seconds(site: AttentionSite, gpu: GpuProfile, element_bytes: int = 2)
     """Predicted time of one attention as one kernel of its own: needed pairs, each operand and the result once."""
     pairs = float(count(site).pairs_total + site.heads * count(site).phantom_pairs)
     flops = 2.0 * pairs * (site.head_dim + site.v.width)
-    vectors = float(site.query_vectors.size * site.head_dim + site.key_vectors.size * (site.head_dim + site.v.width))
+    vectors = float(
+        site.query_vectors.size * site.head_dim + site.key_vectors.size * (site.head_dim + site.v.width)
+    )
     moved = element_bytes * (vectors + site.heads * site.rows * site.v.width)
     arithmetic = max(flops / (gpu.fp16_flops * _GPU_PRODUCT_SHARE), pairs / gpu.exponentials_per_second)
     return max(arithmetic, moved / gpu.memory_bytes_per_second) + gpu.launch_seconds

@@ -25,6 +25,8 @@ class CpuRates:
     exponentials: float
     moved_bytes: float
     gathered_bytes: float
+    peak_flops: float
+    peak_exponentials: float
 
     @classmethod
     def of(cls, cpu: CpuProfile) -> CpuRates:
@@ -34,10 +36,18 @@ class CpuRates:
             exponentials=cpu.exponentials_per_second * _SHORT_ROW_SHARE / 1e6,
             moved_bytes=cpu.memory_bytes_per_second / 1e6,
             gathered_bytes=cpu.gather_bytes_per_second * _SHORT_ROW_SHARE / 1e6,
+            peak_flops=cpu.fp32_flops / 1e6,
+            peak_exponentials=cpu.exponentials_per_second / 1e6,
         )
 
     def attention(
-        self, strips: np.ndarray, rows: np.ndarray, keys: np.ndarray, width: int, value_width: int, masked: bool
+        self,
+        strips: np.ndarray,
+        rows: np.ndarray,
+        keys: np.ndarray,
+        width: int,
+        value_width: int,
+        masked: bool,
     ) -> np.ndarray:
         """Gather, score, normalise and combine ``strips`` strips of ``rows`` x ``keys``; arrays of equal length."""
         pairs = strips * rows * keys
@@ -47,3 +57,8 @@ class CpuRates:
         if masked:
             result = result + 12.0 * pairs / self.moved_bytes
         return np.asarray(result + _NODES_PER_BUCKET * _NODE_US)
+
+    def attention_bound(self, pairs: int, rows: int, width: int, value_width: int) -> float:
+        """What ``pairs`` needed pairs take at peak rates: products and exponentials, and queries and results once."""
+        arithmetic = 2.0 * pairs * (width + value_width) / self.peak_flops + pairs / self.peak_exponentials
+        return max(arithmetic, 4.0 * rows * (width + value_width) / self.moved_bytes)
