@@ -32,6 +32,7 @@ from onnxopt.package import PLAN, PORTABLE, RTX_ENGINE, default_folder, new_pack
 from onnxopt.sites import Findings, Form, discover, judge_sites, rewritten, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.verify import VerifyReport, load_inputs, verify_models
+from onnxopt.verify.structure import check_structure
 
 INSPECT_SCHEMA = "onnxopt.inspect/1"
 PLAN_SCHEMA = "onnxopt.plan/1"
@@ -64,12 +65,17 @@ class Inspection:
 
 @dataclass(frozen=True)
 class OptimizeResult:
-    """A written package: its folder, what was decided, how it was verified, and the engine if one was built."""
+    """A written package: its folder, what was decided, how it was verified, and the engine if one was built.
+
+    ``lowered`` counts operators that were written out because parsers lack them, ``notes`` is what else a user should
+    know.
+    """
 
     package: Path
     inspection: Inspection
     nodes_after: int
     lowered: tuple[str, ...]
+    notes: tuple[str, ...]
     verification: VerifyReport | None
     engine: EngineInfo | None
 
@@ -103,9 +109,7 @@ def inspect(
     progress("looking for sites")
     findings = discover(proto)
     form = form or ("portable" if chosen.is_cpu else "plugin")
-    reports = judge_sites(
-        proto, findings, chosen, form=form, records=_records(cache), measure=False, progress=progress
-    )
+    reports = judge_sites(proto, findings, chosen, form=form, records=_records(cache), measure=False, progress=progress)
     return _inspection(path, proto, findings, chosen, form, reports)
 
 
@@ -135,9 +139,7 @@ def optimize(
     if form == "plugin":
         raise InputError("--form plugin: this version writes the portable form only; use --form portable")
     if engine is not None and chosen.architecture is None:
-        raise InputError(
-            f"--engine {engine}: target '{chosen.name}' is no GPU; name one, for example --target sm_89"
-        )
+        raise InputError(f"--engine {engine}: target '{chosen.name}' is no GPU; name one, for example --target sm_89")
     proto = read_model(path)
     progress("looking for sites")
     findings = discover(proto)
@@ -162,6 +164,7 @@ def optimize(
     with new_package(folder) as draft:
         progress("writing the package")
         write_model(result, draft / PORTABLE)
+        note = check_structure(draft / PORTABLE, path) if verify else ""
         write_json(draft / PLAN, _plan_document(inspection))
         built = None
         if engine == "rtx":
@@ -170,14 +173,13 @@ def optimize(
             )
         files = [item.name for item in draft.iterdir()]
         source = Source(file_sha256(path), default_opset(proto))
-        write_manifest(
-            draft, target=chosen.name, versions=package_versions(engine), source=source, files=files
-        )
+        write_manifest(draft, target=chosen.name, versions=package_versions(engine), source=source, files=files)
     return OptimizeResult(
         folder,
         inspection,
         len(result.graph.node),
         (f"{lowered} Col2Im",) if lowered else (),
+        (note,) if note else (),
         verification,
         built,
     )
@@ -228,9 +230,7 @@ def _build_in_package(
     model = checked_file(folder, PORTABLE)
     info = build_engine(model, arch=chosen, out=folder / RTX_ENGINE, progress=progress)
     files = sorted({entry.path for entry in manifest.files} | {RTX_ENGINE})
-    write_manifest(
-        folder, target=chosen, versions=package_versions(engine), source=manifest.source, files=files
-    )
+    write_manifest(folder, target=chosen, versions=package_versions(engine), source=manifest.source, files=files)
     return info
 
 
@@ -241,9 +241,7 @@ def _gpu_target(name: str) -> str:
     return architecture
 
 
-def _verified(
-    proto: ModelProto, result: ModelProto, inspection: Inspection, progress: Progress
-) -> VerifyReport:
+def _verified(proto: ModelProto, result: ModelProto, inspection: Inspection, progress: Progress) -> VerifyReport:
     progress("verifying")
     watched = [(s.id, name) for s in inspection.sites if s.rewrite for name in s.rewrite.replaces]
     report = verify_models(proto, result, sites=watched, progress=progress)

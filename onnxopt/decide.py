@@ -92,20 +92,14 @@ class Judge:
         report = replace(report, predicted_gain=gain)
         if not self.target.is_cpu:
             if gain < PREDICTED_MARGIN:
-                return report.kept(
-                    f"the portable form is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}"
-                )
-            return replace(
-                report, decision="rewrite", reason=f"predicted {gain:.2f} times as fast", rewrite=rewrite
-            )
+                return report.kept(f"the portable form is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
+            return replace(report, decision="rewrite", reason=f"predicted {gain:.2f} times as fast", rewrite=rewrite)
         if gain < MEASURABLE_GAIN:
             return report.kept(f"predicted {gain:.2f} times as fast")
         timing = self._timing(report, original, candidate)
         if timing is None:
             if gain < PREDICTED_MARGIN:
-                return report.kept(
-                    f"predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}; not measured"
-                )
+                return report.kept(f"predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}; not measured")
             reason = f"predicted {gain:.2f} times as fast; not measured"
             return replace(report, decision="rewrite", reason=reason, rewrite=rewrite)
         report = replace(report, measured_gain=timing.ratio)
@@ -177,9 +171,7 @@ def found_attention(site: AttentionSite) -> dict[str, Any]:
 def own_nodes(graph: Graph, names: Sequence[str]) -> bool:
     """Whether a site consists of nodes that an earlier run wrote."""
     wanted = set(names)
-    return any(
-        is_own_node(node) and (node.name in wanted or wanted & set(node.output)) for node in graph.nodes
-    )
+    return any(is_own_node(node) and (node.name in wanted or wanted & set(node.output)) for node in graph.nodes)
 
 
 def every_pair(site: AttentionSite) -> bool:

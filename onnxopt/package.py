@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -71,14 +70,14 @@ def _move(draft: Path, folder: Path) -> None:
     """Put the draft in the folder's place; what was there goes only when the new one is in place."""
     draft.chmod(0o755)
     if not folder.exists():
-        os.replace(draft, folder)
+        draft.replace(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, old / "package")
+    folder.replace(old / "package")
     try:
-        os.replace(draft, folder)
+        draft.replace(folder)
     except OSError:
-        os.replace(old / "package", folder)
+        (old / "package").replace(folder)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

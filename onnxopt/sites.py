@@ -19,8 +19,8 @@ from onnxopt.decide import (
 )
 from onnxopt.discover.attention import find_attention
 from onnxopt.discover.attention_site import AttentionSite
-from onnxopt.discover.convolution import find_convolutions
 from onnxopt.discover.conv_site import ConvSite
+from onnxopt.discover.convolution import find_convolutions
 from onnxopt.discover.refusal import Refusal
 from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.convolution import lower_convolution
@@ -29,10 +29,10 @@ from onnxopt.measure.extract import extract_region
 from onnxopt.measure.records import RecordStore
 from onnxopt.model.graph import Graph, symbolic_batch, view
 from onnxopt.plan.attention import AttentionPlan, Objective, plan_attention
+from onnxopt.plan.conv_roofline import roofline_gain
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.plan.estimate import data_work, gpu_seconds, kernel_seconds
 from onnxopt.plan.rates import CpuRates
-from onnxopt.plan.conv_roofline import roofline_gain
 from onnxopt.target import CpuProfile, Target, load_target
 
 
@@ -95,9 +95,7 @@ def whole_judge(
     return Judge(model, findings.graph, target, store, measure and target.is_cpu, progress)
 
 
-def rewritten(
-    model: ModelProto, reports: list[SiteReport], judge_whole: Judge
-) -> tuple[ModelProto, list[SiteReport]]:
+def rewritten(model: ModelProto, reports: list[SiteReport], judge_whole: Judge) -> tuple[ModelProto, list[SiteReport]]:
     """The model with every decided rewrite, and the reports as they turn out for the model as a whole.
 
     Where the whole model does not get faster, first the convolutions and then everything stays as it was: pieces that
@@ -116,9 +114,7 @@ def rewritten(
 
 
 def _without(report: SiteReport, attempt: str) -> SiteReport:
-    dropped = report.rewrite is not None and (
-        attempt == "none" or (attempt == "attention" and report.kind == "conv")
-    )
+    dropped = report.rewrite is not None and (attempt == "none" or (attempt == "attention" and report.kind == "conv"))
     return report.kept(f"{report.reason}, but the whole model is not faster with it") if dropped else report
 
 
@@ -127,9 +123,7 @@ def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objecti
     if own_nodes(judge.graph, site.nodes):
         return report.kept("it is already a schedule that onnxopt wrote")
     if site.runtime:
-        return report.kept(
-            f"its mask depends on the input ({', '.join(site.runtime)}), so its pattern is not fixed"
-        )
+        return report.kept(f"its mask depends on the input ({', '.join(site.runtime)}), so its pattern is not fixed")
     if every_pair(site):
         return report.kept("dense: every query needs every key")
     if form == "plugin":
@@ -158,8 +152,10 @@ def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> Site
     site = plan.site
     report = SiteReport(site_id, "conv", site.to_json(), "keep", "")
     del report.found["kind"]
-    if site.pattern == "dense" or own_nodes(judge.graph, site.nodes):
-        return report.kept(plan.reason)
+    if own_nodes(judge.graph, site.nodes):
+        return report.kept("it is already a schedule that onnxopt wrote")
+    if site.pattern == "dense":
+        return report.kept("dense: every output uses every input")
     if form == "plugin":
         gain = roofline_gain(site, judge.graph, judge.target.need_gpu_profile())
         report = replace(report, predicted_gain=gain)
@@ -186,9 +182,7 @@ def _conv_plans(findings: Findings, target: Target) -> list[ConvPlan]:
     if target.cpu is not None:
         return plan_convolutions(findings.convolutions, findings.graph, target.cpu, margin=_CONV_MARGIN)
     # On a GPU every plan that saves connections is a candidate; the GPU's own prediction decides.
-    return plan_convolutions(
-        findings.convolutions, findings.graph, reference_cpu(), forms=("direct",), margin=0.0
-    )
+    return plan_convolutions(findings.convolutions, findings.graph, reference_cpu(), forms=("direct",), margin=0.0)
 
 
 def reference_cpu() -> CpuProfile:

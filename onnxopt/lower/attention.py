@@ -87,13 +87,9 @@ class _Builder:
             # batch x channels x pixels to batch x pixels x channels
             flat = self.op("Reshape", [name, self.shape(-1, source.channels, source.rows)], label)
             name = self.op("Transpose", [flat], label, perm=[0, 2, 1])
-        return self.op(
-            "Reshape", [name, self.shape(-1, source.rows * source.channels // width, width)], label
-        )
+        return self.op("Reshape", [name, self.shape(-1, source.rows * source.channels // width, width)], label)
 
-    def bucket(
-        self, part: HeadPlan, bucket: Bucket, rows: np.ndarray, queries: str, keys: str, values: str
-    ) -> str:
+    def bucket(self, part: HeadPlan, bucket: Bucket, rows: np.ndarray, queries: str, keys: str, values: str) -> str:
         """One batched attention; its result is batch x (heads * strips * rows) x value width."""
         site, label = self.site, "strips"
         heads = list(part.heads)

@@ -59,9 +59,7 @@ def apply_rewrites(model: ModelProto, rewrites: Sequence[Rewrite]) -> ModelProto
             nodes.append(node)
             continue
         if len(replaced) != sum(1 for name in node.output if name):
-            raise ValueError(
-                f"node {node.name!r} makes {list(node.output)}, but only {replaced} have a rewrite"
-            )
+            raise ValueError(f"node {node.name!r} makes {list(node.output)}, but only {replaced} have a rewrite")
         removed.append(node)
         for name in replaced:
             rewrite = making[name]

@@ -109,9 +109,7 @@ def _best_part(
                 masked = biased or not all(strip.full for strip in strips)
                 time = _batch_time(rates, site, len(heads), masked)
                 cost = time if objective == "time" else _pairs
-                buckets, score = best_buckets(
-                    [len(s.rows) for s in strips], [len(s.keys) for s in strips], cost
-                )
+                buckets, score = best_buckets([len(s.rows) for s in strips], [len(s.keys) for s in strips], cost)
                 if score < best_score:
                     best_score = score
                     best = HeadPlan(heads, number, name, size, strips, buckets, _total(buckets, time))

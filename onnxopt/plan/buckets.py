@@ -24,9 +24,7 @@ class Bucket:
     keys: int
 
 
-def best_buckets(
-    rows: Sequence[int], keys: Sequence[int], cost: CostOfBatch
-) -> tuple[tuple[Bucket, ...], float]:
+def best_buckets(rows: Sequence[int], keys: Sequence[int], cost: CostOfBatch) -> tuple[tuple[Bucket, ...], float]:
     """The cheapest partition of strips of ``rows[i]`` x ``keys[i]`` into runs by key count, and its cost.
 
     Ties go to fewer buckets. Strips of equal shape always share a bucket.
@@ -48,9 +46,7 @@ def best_buckets(
     while end > 0:
         start = int(came_from[end])
         members = order[starts[start] : starts[end]]
-        buckets.append(
-            Bucket(tuple(int(i) for i in members), int(shapes[start:end, 0].max()), int(shapes[end - 1, 1]))
-        )
+        buckets.append(Bucket(tuple(int(i) for i in members), int(shapes[start:end, 0].max()), int(shapes[end - 1, 1])))
         end = start
     return tuple(reversed(buckets)), float(best[-1])
 

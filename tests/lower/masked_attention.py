@@ -29,9 +29,7 @@ class Pattern:
     guard: bool = False
 
 
-def masked_attention(
-    pattern: Pattern, *, width: int = 4, batch: int | None = 1, seed: int = 0
-) -> onnx.ModelProto:
+def masked_attention(pattern: Pattern, *, width: int = 4, batch: int | None = 1, seed: int = 0) -> onnx.ModelProto:
     """Separate projections of queries and of keys with values; input ``x`` is batch x tokens x channels."""
     rng = np.random.default_rng(seed)
     heads, channels = pattern.heads, pattern.heads * width
@@ -84,13 +82,9 @@ def masked_attention(
     if pattern.guard:
         weights = op("Where", op("IsNaN", weights), constant(np.float32(0)), weights)
     mixed = op("MatMul", weights, split_heads(taken[1], columns, [0, 2, 1, 3]))
-    joined = op(
-        "Reshape", op("Transpose", mixed, perm=[0, 2, 1, 3]), constant(np.array([-1, queries, channels]))
-    )
+    joined = op("Reshape", op("Transpose", mixed, perm=[0, 2, 1, 3]), constant(np.array([-1, queries, channels])))
     nodes[-1].output[0] = joined = "attended"
-    nodes.append(
-        helper.make_node("MatMul", [joined, constant(np.eye(channels, dtype=np.float32))], ["y"], name="out")
-    )
+    nodes.append(helper.make_node("MatMul", [joined, constant(np.eye(channels, dtype=np.float32))], ["y"], name="out"))
     first: int | str = "batch" if batch is None else batch
     graph = helper.make_graph(
         nodes,

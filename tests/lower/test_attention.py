@@ -7,7 +7,6 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.lower.masked_attention import Pattern, masked_attention
 
 from onnxopt.discover.attention import find_attention
 from onnxopt.discover.attention_site import AttentionSite, count
@@ -19,6 +18,7 @@ from onnxopt.plan.rates import CpuRates
 from onnxopt.target import load_target
 from onnxopt.verify import verify_models
 from samples import build
+from tests.lower.masked_attention import Pattern, masked_attention
 
 SAMPLES = (
     "swin", "swin_fused", "swin_v2", "swin_padded", "longformer2d", "regionvit", "regionvit_masked",
@@ -32,18 +32,14 @@ def rates() -> CpuRates:
     return CpuRates.of(cpu)
 
 
-def rewritten(
-    model: onnx.ModelProto, objective: Objective = "time"
-) -> tuple[onnx.ModelProto, list[AttentionSite]]:
+def rewritten(model: onnx.ModelProto, objective: Objective = "time") -> tuple[onnx.ModelProto, list[AttentionSite]]:
     """The model with all its attention rewritten, whether or not that pays."""
     graph = view(model, batch=2 if symbolic_batch(model) else 1)
     sites, _ = find_attention(graph)
     plans = [plan_attention(site, rates(), objective) for site in sites]
     for site, plan in zip(sites, plans, strict=True):
         assert plan.computed >= plan.needed >= count(site).pairs_total
-    return apply_rewrites(
-        model, [lower_attention(s, p, graph) for s, p in zip(sites, plans, strict=True)]
-    ), sites
+    return apply_rewrites(model, [lower_attention(s, p, graph) for s, p in zip(sites, plans, strict=True)]), sites
 
 
 def check(model: onnx.ModelProto, objective: Objective = "time") -> list[AttentionSite]:

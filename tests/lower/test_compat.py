@@ -222,9 +222,7 @@ def test_other_domains_and_other_operators_are_not_touched() -> None:
 
 
 @pytest.mark.corpus
-@pytest.mark.parametrize(
-    "tag", ["regionvit_tiny_224.dynamo.op18.dyn", "regionvit_tiny_224_intfold.legacy.op18"]
-)
+@pytest.mark.parametrize("tag", ["regionvit_tiny_224.dynamo.op18.dyn", "regionvit_tiny_224_intfold.legacy.op18"])
 def test_exported_models_stay_equal(
     tag: str, corpus_model: Callable[[str], Path], corpus_feeds: Callable[..., dict[str, Any]]
 ) -> None:

@@ -31,9 +31,7 @@ FORMS: list[tuple[Form, ...]] = [("direct",), ("transposed",)]
 
 SAMPLES = [
     grouped.shufflenet_v1(),
-    grouped.shufflenet_v1(shuffle_last=True, spelling="matmul", batch=None).named(
-        "shufflenet_v1-late-dynamic"
-    ),
+    grouped.shufflenet_v1(shuffle_last=True, spelling="matmul", batch=None).named("shufflenet_v1-late-dynamic"),
     grouped.shufflenet_v2(),
     grouped.resnext(),
     *(grouped.grouped_nd(rank=rank) for rank in (1, 2, 3)),
@@ -56,9 +54,7 @@ def optimised(
     assert cpu is not None
     plans = plan_convolutions(find_convolutions(graph)[0], graph, cpu, forms, margin)
     rewrites = [
-        lower_convolution(f"conv-{i}", plan, graph)
-        for i, plan in enumerate(plans)
-        if plan.decision == "rewrite"
+        lower_convolution(f"conv-{i}", plan, graph) for i, plan in enumerate(plans) if plan.decision == "rewrite"
     ]
     return apply_rewrites(model, rewrites), len(rewrites)
 
@@ -115,9 +111,7 @@ def test_weights_keep_their_type(kind: int) -> None:
         if tensor.data_type == TensorProto.FLOAT:
             values = numpy_helper.to_array(tensor)
             tensor.CopyFrom(
-                numpy_helper.from_array(
-                    values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), tensor.name
-                )
+                numpy_helper.from_array(values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind)), tensor.name)
             )
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = kind
@@ -152,9 +146,7 @@ def test_geometry_is_kept() -> None:
         model = g.model()
         result, rewrites = optimised(model, forms)
         assert rewrites == 1
-        assert_equal(
-            model, result, {"x": np.random.default_rng(0).standard_normal((1, 8, 9, 7)).astype(np.float32)}
-        )
+        assert_equal(model, result, {"x": np.random.default_rng(0).standard_normal((1, 8, 9, 7)).astype(np.float32)})
 
 
 def test_packed_weights_leave_padding_zero() -> None:
@@ -214,9 +206,7 @@ def test_hidden_blocks_are_found_and_stay_equal(
     batch = 3 if symbolic_batch(model) else 1
     x = np.random.default_rng(1).standard_normal((batch, channels, 4, 3)).astype(np.float32)
     assert_equal(model, result, {"x": x})
-    expected = np.einsum(
-        "oi,bihw->bohw", weight.astype(np.float64), np.maximum(x, 0)[:, index].astype(np.float64)
-    )
+    expected = np.einsum("oi,bihw->bohw", weight.astype(np.float64), np.maximum(x, 0)[:, index].astype(np.float64))
     expected = expected if bias is None else expected + bias[:, None, None]
     actual = outputs(result, {"x": x})
     if any(node.op_type == "Mul" for node in model.graph.node):
@@ -250,9 +240,7 @@ def test_whole_corpus_stays_equal(
             _check_corpus(tag, corpus_model, corpus_feeds)
 
 
-def _check_corpus(
-    tag: str, corpus_model: Callable[[str], Path], corpus_feeds: Callable[..., dict[str, Any]]
-) -> None:
+def _check_corpus(tag: str, corpus_model: Callable[[str], Path], corpus_feeds: Callable[..., dict[str, Any]]) -> None:
     model = onnx.load(corpus_model(tag))
     result, rewrites = optimised(model, ("direct", "transposed"), MARGIN)
     if rewrites:

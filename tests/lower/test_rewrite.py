@@ -18,10 +18,7 @@ def model() -> ModelProto:
         helper.make_node("Add", ["c", "kept"], ["y"], name="y"),
         helper.make_node("Abs", ["x"], ["unused"], name="unused"),
     ]
-    tensors = [
-        numpy_helper.from_array(np.array([v], np.float32), n)
-        for n, v in (("one", 1), ("two", 2), ("idle", 3))
-    ]
+    tensors = [numpy_helper.from_array(np.array([v], np.float32), n) for n, v in (("one", 1), ("two", 2), ("idle", 3))]
     graph = helper.make_graph(
         nodes,
         "g",
