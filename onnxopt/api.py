@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,9 +168,9 @@ def optimize(
         write_json(draft / PLAN, _plan_document(inspection))
         built = None
         if engine == "rtx":
-            built = build_engine(
-                result, arch=chosen.architecture or "", out=draft / RTX_ENGINE, progress=engine_progress
-            )
+            place = draft / RTX_ENGINE
+            built = build_engine(result, arch=chosen.architecture or "", out=place, progress=engine_progress)
+            built = replace(built, path=folder / RTX_ENGINE)
         files = [item.name for item in draft.iterdir()]
         source = Source(file_sha256(path), default_opset(proto))
         write_manifest(draft, target=chosen.name, versions=package_versions(engine), source=source, files=files)

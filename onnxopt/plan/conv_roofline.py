@@ -16,6 +16,7 @@ from math import ceil, prod
 import numpy as np
 from onnx import NodeProto
 
+from onnxopt.discover.channel_terms import UNARY
 from onnxopt.discover.conv_site import BoolArray, ConvSite
 from onnxopt.model.graph import Graph
 from onnxopt.plan.conv_parts import input_classes
@@ -82,13 +83,19 @@ def _tiled_products(links: BoolArray) -> int:
 
 
 def _movement(site: ConvSite, graph: Graph) -> list[NodeProto]:
+    """The nodes whose work disappears; what lies between two convolutions counts for the second."""
+    nodes = list(site.before.nodes)
+    if not _feeds_convolution(site.after.target, graph):
+        nodes += site.after.nodes
     names = set(site.movement)
-    nodes = (*site.before.nodes, *site.after.nodes)
-    return [
-        node
-        for node in nodes
-        if node.name in names and node.op_type not in _FREE and graph.is_data(node.output[0])
-    ]
+    return [n for n in nodes if n.name in names and n.op_type not in _FREE and graph.is_data(n.output[0])]
+
+
+def _feeds_convolution(tensor: str, graph: Graph) -> bool:
+    readers = graph.readers(tensor)
+    while len(readers) == 1 and readers[0].op_type in UNARY | {"BatchNormalization"}:
+        readers = graph.readers(readers[0].output[0])
+    return any(node.op_type == "Conv" for node in readers)
 
 
 def _moved_elements(graph: Graph, name: str) -> int:

@@ -59,8 +59,12 @@ def attention_rows(site: AttentionSite, tensors: Mapping[str, NDArray[Any]], row
                     np.float64
                 )
             weights = _softmax(scores)
+            empty = site.head_empty[head, rows[places]]
             if site.empty_kind is EmptyRow.ZERO:
-                weights[:, site.empty[rows[places]]] = 0.0
+                weights[:, empty] = 0.0
+            elif site.empty_kind is EmptyRow.UNIFORM:
+                # What float32 makes of a score beside a constant that swallows it.
+                weights[:, empty] = 1.0 / len(chosen)
             result[:, head, places] = weights @ v[:, chosen]
     return result
 
@@ -166,6 +170,8 @@ def _deviation(
     if site.empty_kind is EmptyRow.NAN:
         assert np.array_equal(np.isnan(got)[computed], np.isnan(wanted)[computed]), site.node
         computed &= ~np.isnan(wanted)
+    if not computed.any():
+        return Deviation(site.node, 0.0, 0.0)
     scale = np.nanmax(np.abs(wanted))
     difference = np.abs(got - wanted)[computed] / (scale if scale > 0 else 1.0)
     return Deviation(site.node, float(difference.max()), float(np.sqrt(np.mean(difference**2))))

@@ -109,6 +109,8 @@ def test_roofline_sees_a_gain_in_movement_and_none_in_dense_layers() -> None:
     gpu = load_target("sm_90").need_gpu_profile()
     graph = view(grouped.shufflenet_v1().model)
     gains = [roofline_gain(site, graph, gpu) for site in find_convolutions(graph)[0]]
-    assert gains[0] > 1.5
+    # The shuffle between the first two disappears into the second.
+    assert gains[0] == 1.0
+    assert gains[1] > 1.5
     dense = view(grouped.dense_cnn().model)
     assert {roofline_gain(site, dense, gpu) for site in find_convolutions(dense)[0]} == {1.0}
