@@ -130,6 +130,8 @@ def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objecti
         return _attention_plugin(judge, site, report)
     plan = plan_attention(site, CpuRates.of(reference_cpu()), objective)
     report = replace(report, planned=_planned_attention(plan))
+    if plan.computed >= site.heads * site.rows * len(site.key_tokens):
+        return report.kept("its pattern leaves no schedule that is cheaper than computing every pair")
     return judge.judge(report, site.inputs, lower_attention(site, plan, judge.graph))
 
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from onnxopt.target import CpuProfile
 
-# What batched products of some dozen rows reach of the CPU's peak, and what one more row costs beyond its flops.
+# What batched products of at least so many rows reach of the CPU's peak; with fewer, proportionally less.
 _PRODUCT_SHARE = 0.5
-_STRIP_OVERHEAD_ROWS = 16.0
+_FULL_ROWS = 16.0
 # Softmax and Gather over short rows, against the long rows that the profile's rates were measured on.
-_SHORT_ROW_SHARE = 0.2
+_SHORT_ROW_SHARE = 0.36
 _NODES_PER_BUCKET = 8
 _NODE_US = 6.0
 
@@ -51,7 +51,7 @@ class CpuRates:
     ) -> np.ndarray:
         """Gather, score, normalise and combine ``strips`` strips of ``rows`` x ``keys``; arrays of equal length."""
         pairs = strips * rows * keys
-        flops = 2.0 * pairs * (width + value_width) * (1.0 + _STRIP_OVERHEAD_ROWS / np.maximum(rows, 1))
+        flops = 2.0 * pairs * (width + value_width) * np.maximum(1.0, _FULL_ROWS / np.maximum(rows, 1))
         gathered = 8.0 * strips * (rows + keys) * (width + value_width)
         result = flops / self.flops + pairs / self.exponentials + gathered / self.gathered_bytes
         if masked:
