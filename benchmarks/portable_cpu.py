@@ -180,7 +180,7 @@ def measure_case(case: Case, pairs: int, seconds: float, threads: int, against_i
     """Optimise one model and time it; with ``against_itself``, only time the original against itself."""
     import onnx
 
-    from onnxopt.verify.inputs import draw_inputs
+    from onnxopt.verification.inputs import draw_inputs
 
     with tempfile.TemporaryDirectory(prefix="onnxopt-bench-") as name:
         folder = Path(name)

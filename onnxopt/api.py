@@ -31,8 +31,8 @@ from onnxopt.model.write import write_model
 from onnxopt.package import PLAN, PORTABLE, RTX_ENGINE, default_folder, new_package, write_json
 from onnxopt.sites import Findings, Form, discover, judge_sites, rewritten, whole_judge
 from onnxopt.target import Target, load_target
-from onnxopt.verify import VerifyReport, load_inputs, verify_models
-from onnxopt.verify.structure import check_structure
+from onnxopt.verification import VerifyReport, load_inputs, verify_models
+from onnxopt.verification.structure import check_structure
 
 INSPECT_SCHEMA = "onnxopt.inspect/1"
 PLAN_SCHEMA = "onnxopt.plan/1"

@@ -24,7 +24,7 @@ from onnxopt.measure.timing import PairTiming, TimingLimits
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.estimate import cpu_seconds, data_work, gpu_seconds
 from onnxopt.target import Target
-from onnxopt.verify import draw_inputs
+from onnxopt.verification import draw_inputs
 
 Progress = Callable[[str], None]
 

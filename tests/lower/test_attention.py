@@ -16,7 +16,7 @@ from onnxopt.model.graph import symbolic_batch, view
 from onnxopt.plan.attention import Objective, plan_attention
 from onnxopt.plan.rates import CpuRates
 from onnxopt.target import load_target
-from onnxopt.verify import verify_models
+from onnxopt.verification import verify_models
 from samples import build
 from tests.lower.masked_attention import Pattern, masked_attention
 

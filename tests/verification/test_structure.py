@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxopt.errors import VerificationError
-from onnxopt.verify.structure import check_structure
+from onnxopt.verification.structure import check_structure
 
 
 def saved(path: Path, kind: str, shape: list[int]) -> Path:

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.errors import InputError, MissingError, VerificationError
-from onnxopt.verify import sessions
-from onnxopt.verify.inputs import draw_inputs
-from onnxopt.verify.models import verify_models
+from onnxopt.verification import sessions
+from onnxopt.verification.inputs import draw_inputs
+from onnxopt.verification.models import verify_models
 
 ModelMaker = Callable[..., onnx.ModelProto]
 Network = Callable[..., onnx.ModelProto]

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxopt.errors import InputError
-from onnxopt.verify.inputs import draw_inputs, load_inputs
+from onnxopt.verification.inputs import draw_inputs, load_inputs
 
 ModelMaker = Callable[..., onnx.ModelProto]
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL

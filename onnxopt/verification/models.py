@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 
 from onnxopt.errors import InputError
-from onnxopt.verify.compare import Array
-from onnxopt.verify.cut import cut_unknown
-from onnxopt.verify.inputs import draw_inputs
-from onnxopt.verify.interface import check_interfaces, has_dynamic_batch, input_specs
-from onnxopt.verify.outcome import DrawReport, SiteReport, VerifyReport
-from onnxopt.verify.runs import Run, Setup, drop_unfaithful, judge, make_setup, run_all
-from onnxopt.verify.sessions import tensor_names
-from onnxopt.verify.ties import find_decisions, near_tie
+from onnxopt.verification.compare import Array
+from onnxopt.verification.cut import cut_unknown
+from onnxopt.verification.inputs import draw_inputs
+from onnxopt.verification.interface import check_interfaces, has_dynamic_batch, input_specs
+from onnxopt.verification.outcome import DrawReport, SiteReport, VerifyReport
+from onnxopt.verification.runs import Run, Setup, drop_unfaithful, judge, make_setup, run_all
+from onnxopt.verification.sessions import tensor_names
+from onnxopt.verification.ties import find_decisions, near_tie
 
 MAX_REDRAWS = 8
 DYNAMIC_BATCHES = (1, 3)

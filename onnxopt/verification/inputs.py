@@ -12,8 +12,8 @@ import numpy.typing as npt
 import onnx
 
 from onnxopt.errors import InputError
-from onnxopt.verify.interface import FLOAT_TYPES, INTEGER_TYPES, TensorSpec, concrete_shape, input_specs
-from onnxopt.verify.usage import InputKind, InputUse, input_uses
+from onnxopt.verification.interface import FLOAT_TYPES, INTEGER_TYPES, TensorSpec, concrete_shape, input_specs
+from onnxopt.verification.usage import InputKind, InputUse, input_uses
 
 Array = npt.NDArray[np.generic]
 
@@ -24,7 +24,7 @@ _DRAWABLE = FLOAT_TYPES | INTEGER_TYPES | {onnx.TensorProto.BOOL}
 
 
 def draw_inputs(model: onnx.ModelProto, *, seed: int, batch: int) -> dict[str, Array]:
-    """Random inputs for `model`, by name, each as the graph uses it (see `onnxopt.verify.usage`).
+    """Random inputs for `model`, by name, each as the graph uses it (see `onnxopt.verification.usage`).
 
     Float data is standard normal. A mask holds 0 and 1, and every row of it (its last axis longer than 1)
     starts with 1 and ends with 0, so that both values occur and whichever of them hides a key, another key

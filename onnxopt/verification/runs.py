@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto
 
 from onnxopt.errors import InputError, VerificationError
-from onnxopt.verify.compare import (
+from onnxopt.verification.compare import (
     FP32_RULE,
     AbsoluteRule,
     Array,
@@ -18,8 +18,8 @@ from onnxopt.verify.compare import (
     baseline_rule,
     compare_outputs,
 )
-from onnxopt.verify.sessions import RunError, opened, with_outputs
-from onnxopt.verify.widen import float64_reference, uses_type, widen
+from onnxopt.verification.sessions import RunError, opened, with_outputs
+from onnxopt.verification.widen import float64_reference, uses_type, widen
 
 # In half precision two correct runs already differ by this much inside a deep model, so decisions on such
 # numbers may fall either way.

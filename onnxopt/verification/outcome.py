@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnxopt.verify.compare import OutputReport
+from onnxopt.verification.compare import OutputReport
 
 SCHEMA = "onnxopt.verify/1"
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from onnxopt.verify.compare import AbsoluteRule, BaselineRule, OutputReport, baseline_rule, compare_outputs
+from onnxopt.verification.compare import AbsoluteRule, BaselineRule, OutputReport, baseline_rule, compare_outputs
 
 
 def only(reference: np.ndarray, candidate: np.ndarray, **options: object) -> OutputReport:

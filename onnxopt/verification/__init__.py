@@ -2,7 +2,7 @@
 where.
 """
 
-from onnxopt.verify.compare import (
+from onnxopt.verification.compare import (
     FP32_RULE,
     AbsoluteRule,
     BaselineRule,
@@ -10,9 +10,9 @@ from onnxopt.verify.compare import (
     baseline_rule,
     compare_outputs,
 )
-from onnxopt.verify.inputs import draw_inputs, load_inputs
-from onnxopt.verify.models import verify_models
-from onnxopt.verify.outcome import DrawReport, SiteReport, VerifyReport
+from onnxopt.verification.inputs import draw_inputs, load_inputs
+from onnxopt.verification.models import verify_models
+from onnxopt.verification.outcome import DrawReport, SiteReport, VerifyReport
 
 __all__ = [
     "FP32_RULE",

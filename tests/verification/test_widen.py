@@ -9,9 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxopt.verify import widen as widen_module
-from onnxopt.verify.sessions import opened
-from onnxopt.verify.widen import float64_reference, uses_type, widen
+from onnxopt.verification import widen as widen_module
+from onnxopt.verification.sessions import opened
+from onnxopt.verification.widen import float64_reference, uses_type, widen
 
 ModelMaker = Callable[..., onnx.ModelProto]
 FLOAT, DOUBLE = TensorProto.FLOAT, TensorProto.DOUBLE

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnxopt.verify.interface import FLOAT_TYPES
-from onnxopt.verify.sessions import RunError, opened
+from onnxopt.verification.interface import FLOAT_TYPES
+from onnxopt.verification.sessions import RunError, opened
 
 # Above this size the doubled copy costs more memory than the closer reference is worth.
 MAX_WIDENED_BYTES = 256 << 20

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from onnxopt.verify.compare import AbsoluteRule, Array, compare_outputs, is_float
+from onnxopt.verification.compare import AbsoluteRule, Array, compare_outputs, is_float
 
 _DECISIONS = frozenset(
     [

@@ -13,8 +13,8 @@ import onnx
 
 from onnxopt.errors import OnnxOptError
 from onnxopt.model.write import INLINE_LIMIT, model_bytes, write_model
-from onnxopt.verify.compare import Array, is_float
-from onnxopt.verify.interface import input_specs
+from onnxopt.verification.compare import Array, is_float
+from onnxopt.verification.interface import input_specs
 
 
 class RunError(OnnxOptError):

@@ -26,8 +26,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from onnxopt.verify.compare import is_float
-from onnxopt.verify.interface import FLOAT_TYPES, INTEGER_TYPES, TensorSpec, input_specs
+from onnxopt.verification.compare import is_float
+from onnxopt.verification.interface import FLOAT_TYPES, INTEGER_TYPES, TensorSpec, input_specs
 
 MASK_LIMIT = -50.0
 
