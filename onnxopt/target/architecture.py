@@ -16,6 +16,9 @@ ARCHITECTURES: Mapping[str, str] = {
     "sm_121": "GB10",
 }
 
+# Types that the matrix units of an architecture do not take; from sm_80 on they take fp16, bf16 and tf32.
+LACKING_TYPES: Mapping[str, tuple[str, ...]] = {"sm_75": ("bf16", "tf32")}
+
 
 def plain_name(name: str) -> str:
     """A GPU's name for comparison: lower case, one space between words, without the maker's name."""

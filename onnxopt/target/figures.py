@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from onnxopt.errors import InputError
 from onnxopt.model.files import read_file
-from onnxopt.target.architecture import ARCHITECTURES
+from onnxopt.target.architecture import ARCHITECTURES, LACKING_TYPES
 
 GPU_SCHEMA = "onnxopt.profile/1"
 CPU_SCHEMA = "onnxopt.cpu-profile/1"
@@ -26,7 +26,8 @@ class GpuProfile:
     """Limits and peak rates of one GPU, in bytes, seconds and hertz.
 
     ``*_flops`` are operations per second of the whole GPU, a multiply-add counted as two: of the matrix units
-    without structured sparsity for fp16, bf16 and tf32, of the ordinary lanes for fp32.
+    without structured sparsity and with sums in fp32 for fp16, bf16 and tf32, of the ordinary lanes for fp32.
+    Products of a type in ``lacking_types`` run in the ordinary lanes, so its rate is that of fp32: no rate is 0.
     ``exponentials_per_cycle`` is per multiprocessor. ``sources`` says for each figure where it comes from.
     """
 
@@ -51,6 +52,11 @@ class GpuProfile:
     exponentials_per_cycle: float
     launch_seconds: float
     sources: Mapping[str, str]
+
+    @property
+    def lacking_types(self) -> tuple[str, ...]:
+        """Types that the matrix units do not take, of ``bf16`` and ``tf32``; a profile's file gives them as null."""
+        return LACKING_TYPES.get(self.architecture, ())
 
     @property
     def exponentials_per_second(self) -> float:
@@ -131,19 +137,22 @@ def read_cpu_profile(path: str | Path) -> CpuProfile:
 def _parsed(path: Path, schema: str, kind: type[_Profile]) -> _Profile:
     document = _read_object(path)
     if document.get("schema") != schema:
-        raise InputError(
-            f"{path}: field 'schema' is {_shown(document.get('schema'))}; this version reads '{schema}'"
-        )
+        raise InputError(f"{path}: field 'schema' is {_shown(document.get('schema'))}; this version reads '{schema}'")
     figures = document.get("figures")
     if not isinstance(figures, dict):
         raise InputError(f"{path}: field 'figures' is {_shown(figures)}; an object of figures is needed")
     values: dict[str, Any] = {"name": _text(path, document, "name"), "aliases": _aliases(path, document)}
     sources: dict[str, str] = {}
+    lacking: tuple[str, ...] = ()
     for field in fields(kind):
         if field.name == "architecture":
             values["architecture"] = _architecture(path, document)
+            lacking = tuple(f"{t}_flops" for t in LACKING_TYPES.get(values["architecture"], ()))
+        elif field.name in lacking:
+            sources[field.name] = _absent(path, figures, field.name, values["architecture"])
         elif field.name in _RANGES:
             values[field.name], sources[field.name] = _figure(path, figures, field.name, field.type == "int")
+    values.update((name, values["fp32_flops"]) for name in lacking)
     unknown = sorted(set(figures) - set(sources))
     if unknown:
         raise InputError(f"{path}: unknown field '{unknown[0]}'; the fields are {', '.join(sources)}")
@@ -164,22 +173,35 @@ def _read_object(path: Path) -> dict[str, Any]:
 def _figure(path: Path, figures: dict[str, Any], name: str, whole: bool) -> tuple[float, str]:
     low, high = _RANGES[name]
     allowed = f"allowed: {'a whole number' if whole else 'a number'} from {low:g} to {high:g}"
+    value, source = _entry(path, figures, name, allowed)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # An integer beyond the range of floats compares well with them, but cannot be converted to one.
+    if not number or not low <= value <= high or (whole and value != int(value)):
+        raise InputError(f"{path}: field '{name}' is {_shown(value)}; {allowed}")
+    return (int(value) if whole else float(value)), source
+
+
+def _absent(path: Path, figures: dict[str, Any], name: str, architecture: str) -> str:
+    """The source of a rate that the architecture does not have, which a profile says with null."""
+    kind = name.removesuffix("_flops")
+    allowed = f"allowed: null, because the matrix units of {architecture} do not take {kind}"
+    value, source = _entry(path, figures, name, allowed)
+    if value is not None:
+        raise InputError(f"{path}: field '{name}' is {_shown(value)}; {allowed}")
+    return source
+
+
+def _entry(path: Path, figures: dict[str, Any], name: str, allowed: str) -> tuple[Any, str]:
+    """A figure's value as it is written, and its source."""
     entry = figures.get(name)
     if entry is None:
         raise InputError(f"{path}: field '{name}' is missing; {allowed}, written as {_FIGURE}")
     if not isinstance(entry, dict) or "value" not in entry:
         raise InputError(f"{path}: field '{name}' is {_shown(entry)}; a figure is written as {_FIGURE}")
-    value = entry["value"]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # An integer beyond the range of floats compares well with them, but cannot be converted to one.
-    if not number or not low <= value <= high or (whole and value != int(value)):
-        raise InputError(f"{path}: field '{name}' is {_shown(value)}; {allowed}")
     source = entry.get("source")
     if not isinstance(source, str) or not source.strip():
-        raise InputError(
-            f"{path}: field '{name}' has the source {_shown(source)}; say where the figure comes from"
-        )
-    return (int(value) if whole else float(value)), source
+        raise InputError(f"{path}: field '{name}' has the source {_shown(source)}; say where the figure comes from")
+    return entry["value"], source
 
 
 def _text(path: Path, document: dict[str, Any], name: str) -> str:
@@ -199,9 +221,7 @@ def _aliases(path: Path, document: dict[str, Any]) -> tuple[str, ...]:
 def _architecture(path: Path, document: dict[str, Any]) -> str:
     value = document.get("architecture")
     if not isinstance(value, str) or value not in ARCHITECTURES:
-        raise InputError(
-            f"{path}: field 'architecture' is {_shown(value)}; allowed: {', '.join(ARCHITECTURES)}"
-        )
+        raise InputError(f"{path}: field 'architecture' is {_shown(value)}; allowed: {', '.join(ARCHITECTURES)}")
     return value
 
 

@@ -75,7 +75,8 @@ def load_target(name: str, folder: Path | None = None) -> Target:
     for architecture, stand_in in ARCHITECTURES.items():
         if wanted == plain_name(stand_in):
             return _gpu(architecture, folder)
-    names = sorted({p.name for p in profiles} | set(ARCHITECTURES.values()))
+    described = {p.architecture for p in profiles}
+    names = sorted([p.name for p in profiles] + [s for a, s in ARCHITECTURES.items() if a not in described])
     raise InputError(
         f"unknown target {name[:80]!r}; allowed: cpu, auto, {', '.join(ARCHITECTURES)}, "
         f"or a GPU's name: {', '.join(names)}"
@@ -107,18 +108,14 @@ def _found(folder: Path | None) -> Target:
     if device.architecture not in ARCHITECTURES:
         return _cpu(folder, note=f"the GPU found ({device.name}, {device.architecture}) is not supported")
     for profile in gpu_profiles(folder):
-        if profile.architecture == device.architecture and plain_name(device.name) in map(
-            plain_name, (profile.name, *profile.aliases)
-        ):
-            return Target(
-                profile.architecture, architecture=profile.architecture, gpu=profile, device=device.ordinal
-            )
+        # Every Jetson of a generation has the same name, and a part of a GPU can have the name of the whole.
+        whole = (profile.architecture, profile.multiprocessors) == (device.architecture, device.multiprocessors)
+        if whole and plain_name(device.name) in map(plain_name, (profile.name, *profile.aliases)):
+            return Target(profile.architecture, architecture=profile.architecture, gpu=profile, device=device.ordinal)
     stand_in = _gpu(device.architecture, folder)
     described = stand_in.gpu.name if stand_in.gpu else "no profile"
     note = f"{device.name} has no profile of its own; {described} stands for {device.architecture}"
-    return Target(
-        stand_in.name, architecture=stand_in.architecture, gpu=stand_in.gpu, device=device.ordinal, note=note
-    )
+    return Target(stand_in.name, architecture=stand_in.architecture, gpu=stand_in.gpu, device=device.ordinal, note=note)
 
 
 def _profile_folder() -> Path:

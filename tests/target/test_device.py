@@ -69,9 +69,7 @@ def _no_driver(flags: int) -> None:
         ({"cuDeviceGetName": lambda length, handle: ()}, "IndexError"),
     ],
 )
-def test_every_failure_is_a_reason(
-    monkeypatch: pytest.MonkeyPatch, functions: dict[str, object], reason: str
-) -> None:
+def test_every_failure_is_a_reason(monkeypatch: pytest.MonkeyPatch, functions: dict[str, object], reason: str) -> None:
     _install(monkeypatch, **functions)
     search = find_device()
     assert search.device is None
