@@ -19,10 +19,13 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[rtx,dev]'
 	@touch $@
 
+# The main job: find, rewrite, verify, measure; then the same for a GPU that this machine need not have.
 demo: $(READY)
 	@mkdir -p $(DEMO)
-	$(BIN)/python -m samples swin $(DEMO)/swin.onnx
-	$(BIN)/onnxopt optimize $(DEMO)/swin.onnx --target cpu --output $(DEMO)/swin.onnxopt
+	$(BIN)/python -m samples dense_masked $(DEMO)/attention.onnx
+	$(BIN)/onnxopt optimize $(DEMO)/attention.onnx --target sm_89 --engine rtx --output $(DEMO)/attention.sm_89.onnxopt
+	$(BIN)/onnxopt optimize $(DEMO)/attention.onnx --target cpu --output $(DEMO)/attention.onnxopt
+	$(BIN)/onnxopt bench $(DEMO)/attention.onnxopt
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

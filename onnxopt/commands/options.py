@@ -1,0 +1,58 @@
+"""What the commands' options have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Form(str, Enum):
+    """What a site becomes."""
+
+    plugin = "plugin"
+    portable = "portable"
+
+
+class WrittenForm(str, Enum):
+    """The forms that can be written."""
+
+    portable = "portable"
+
+
+class EngineKind(str, Enum):
+    """The engines that can be built."""
+
+    rtx = "rtx"
+
+
+class Objective(str, Enum):
+    """What a schedule minimises."""
+
+    time = "time"
+    waste = "waste"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that come before the command."""
+
+    cache: Path | None
+    verbose: bool
+
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
+TargetName = Annotated[
+    str, typer.Option("--target", metavar="T", help="cpu, an architecture such as sm_89, a GPU's name, or auto.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Where measurements are kept."""
+    from onnxopt.measure.paths import default_cache_dir
+
+    return settings.cache or default_cache_dir()

@@ -1,0 +1,273 @@
+"""Results as tables for a terminal, readable from 80 columns on."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from onnxopt.api import Inspection, OptimizeResult
+from onnxopt.decide import SiteReport
+from onnxopt.discover.refusal import Refusal
+from onnxopt.package import RTX_ENGINE
+from onnxopt.report.console import printable
+from onnxopt.report.sites import SiteGroup, group_sites
+from onnxopt.verification import OutputReport, VerifyReport
+
+_STYLES = {"rewrite": "green", "keep": "", "ok": "green", "off": "red", "limited": "yellow", "missing": "yellow"}
+_SHOWN_NODES = 3
+# A rule under the header, and no more lines than needed around it.
+_BOX = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def make_table(title: str, columns: Sequence[str], left: Iterable[str] = ()) -> Table:
+    """An empty table; columns are flush right, but for those in ``left``."""
+    table = Table(
+        title=title or None,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=_BOX,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+    plain = set(left)
+    for name in columns:
+        table.add_column(name, justify="left" if name in plain else "right", overflow="fold")
+    return table
+
+
+def cell(text: str) -> Text:
+    """Text for a cell: never markup, never control characters, coloured where it is a verdict."""
+    return Text(printable(text), style=_STYLES.get(text, ""))
+
+
+def show_inspection(console: Console, inspection: Inspection) -> None:
+    """Sites, one row for those that look alike, the reasons, and what was refused."""
+    console.print(_header(inspection), soft_wrap=True)
+    _show_sites(console, inspection.sites, inspecting=True)
+    _show_refusals(console, inspection.refusals)
+    console.print(Text(_totals(inspection.sites, inspection.refusals)))
+
+
+def show_optimized(console: Console, result: OptimizeResult) -> None:
+    """What was found and rewritten, how the result was verified, and where it is."""
+    console.print(_header(result.inspection), soft_wrap=True)
+    if result.rewritten:
+        _show_sites(console, result.rewritten, inspecting=False)
+    _show_kept(console, [s for s in result.sites if s.decision != "rewrite"])
+    _show_refusals(console, result.inspection.refusals)
+    facts = make_table("", ["", " "], left=["", " "])
+    facts.show_header = False
+    facts.box = None
+    facts.padding = (0, 2, 0, 0)
+    for name, text in _facts(result):
+        facts.add_row(cell(name), cell(text))
+    console.print(facts)
+
+
+def show_verification(console: Console, report: VerifyReport) -> None:
+    """The worst errors of every output against what is allowed, over all runs."""
+    runs = "1 run" if len(report.draws) == 1 else f"{len(report.draws)} runs"
+    console.print(Text(f"{runs}, reference: {report.reference}; errors relative to the output's maximum", style="bold"))
+    columns = ["output", "max error", "allowed", "rms error", "allowed ", "verdict"]
+    table = make_table("", columns, ["output", "verdict"])
+    for output in worst_outputs(report):
+        errors = (output.max_error, output.max_bound, output.rms_error, output.rms_bound)
+        table.add_row(cell(output.name), *(f"{e:.2g}" for e in errors), cell("ok" if output.passed else "off"))
+    console.print(table)
+    for note in report.notes:
+        console.print(Text(printable(f"note: {note}")))
+    if report.first_bad_site is not None:
+        site = report.first_bad_site
+        console.print(
+            Text(printable(f"first site that is off: {site.site} (tensor '{site.output.name}': {site.output.reason})"))
+        )
+    console.print(Text("the models agree" if report.passed else printable(report.explain())))
+
+
+def worst_outputs(report: VerifyReport) -> list[OutputReport]:
+    """For every output the run in which it was farthest off, relative to what is allowed."""
+    worst: dict[str, OutputReport] = {}
+    for draw in report.draws:
+        for output in draw.outputs:
+            known = worst.get(output.name)
+            if known is None or _severity(output) > _severity(known):
+                worst[output.name] = output
+    return list(worst.values())
+
+
+def bullet(text: str) -> RenderableType:
+    """An indented line under a table."""
+    return Padding(Text(printable(text)), (0, 0, 0, 1), expand=False)
+
+
+def file_size(count: int) -> str:
+    """A size in bytes as people read it."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"
+
+
+def _header(inspection: Inspection) -> Text:
+    target = inspection.target
+    text = f"{inspection.path}: opset {inspection.opset}, {inspection.nodes} nodes"
+    note = f" ({target.note})" if target.note else ""
+    return Text(printable(f"{text}; target {target.name}{note}, form {inspection.form}"), style="bold")
+
+
+def _show_sites(console: Console, sites: Sequence[SiteReport], inspecting: bool) -> None:
+    """A table for each kind; ``inspecting`` tells apart what is rewritten and what is not."""
+    grouped = group_sites(sites)
+    verdict = ["decision", "gain", "why"] if inspecting else ["gain", "why"]
+    left = ["pattern", "bias", "decision"]
+    if attention := grouped.of("attention"):
+        table = make_table("Attention", ["sites", "queries", "keys", "needed", "heads", "bias", *verdict], left)
+        for group in attention:
+            table.add_row(*_attention_row(group), *_verdict(group, inspecting))
+        console.print(table)
+    if convolutions := grouped.of("conv"):
+        columns = ["sites", "in", "out", "kernel", "groups", "needed", "pattern", *verdict]
+        table = make_table("Convolution", columns, left)
+        for group in convolutions:
+            table.add_row(*_convolution_row(group), *_verdict(group, inspecting))
+        console.print(table)
+    for number, reason in enumerate(grouped.reasons, 1):
+        console.print(bullet(f"why {number}: {reason}"))
+    if any(site.predicted_gain is not None or site.measured_gain is not None for site in sites):
+        console.print(bullet("gain: time before / time after; ~ is a prediction"))
+    console.print()
+
+
+def _attention_row(group: SiteGroup) -> list[Text]:
+    found = group.first.found
+    cells = [
+        str(len(group.sites)),
+        f"{found['queries']}",
+        f"{found['keys']}",
+        _percent(found["density"]),
+        f"{found['heads']} x {found['head_dim']}",
+        str(found["bias"]).replace("_", " "),
+    ]
+    return [cell(text) for text in cells]
+
+
+def _convolution_row(group: SiteGroup) -> list[Text]:
+    found = group.first.found
+    cells = [
+        str(len(group.sites)),
+        f"{found['in_channels']}",
+        f"{found['out_channels']}",
+        "x".join(map(str, found["kernel"])),
+        f"{found['groups']}",
+        _percent(found["density"]),
+        str(found["pattern"]),
+    ]
+    return [cell(text) for text in cells]
+
+
+def _verdict(group: SiteGroup, inspecting: bool) -> list[Text]:
+    cells = [group.gain, str(group.reason)]
+    return [cell(text) for text in ([group.first.decision, *cells] if inspecting else cells)]
+
+
+def _show_kept(console: Console, kept: Sequence[SiteReport]) -> None:
+    if not kept:
+        return
+    grouped = group_sites(kept)
+    counts: Counter[tuple[int, str]] = Counter()
+    for group in grouped.groups:
+        counts[group.reason, group.first.kind] += len(group.sites)
+    console.print(Text("Kept as they were", style="bold"))
+    for (reason, kind), count in sorted(counts.items()):
+        console.print(bullet(f"{count} x {kind}: {grouped.reasons[reason - 1]}"))
+    console.print()
+
+
+def _show_refusals(console: Console, refusals: Sequence[Refusal]) -> None:
+    if not refusals:
+        return
+    console.print(Text("Refused", style="bold"))
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for refusal in refusals:
+        by_reason.setdefault((refusal.op, refusal.reason), []).append(refusal.node)
+    for (op, reason), nodes in by_reason.items():
+        more = f" and {len(nodes) - _SHOWN_NODES} more" if len(nodes) > _SHOWN_NODES else ""
+        console.print(bullet(f"{len(nodes)} x {op}: {reason} (at {', '.join(nodes[:_SHOWN_NODES])}{more})"))
+    console.print()
+
+
+def _totals(sites: Sequence[SiteReport], refusals: Sequence[Refusal]) -> str:
+    attention = [s for s in sites if s.kind == "attention"]
+    groups = len({s.found.get("group", s.id) for s in attention})
+    parts = []
+    if attention:
+        parts.append(f"{len(attention)} attention" + (f" (that form {groups})" if groups < len(attention) else ""))
+    if len(sites) > len(attention):
+        parts.append(f"{len(sites) - len(attention)} convolution")
+    changed = sum(s.decision == "rewrite" for s in sites)
+    noun = "site" if len(sites) == 1 else "sites"
+    decided = f"{changed} to rewrite, {len(sites) - changed} kept, {len(refusals)} refused"
+    return f"{len(sites)} {noun}: {', '.join([*parts, decided])}"
+
+
+def _facts(result: OptimizeResult) -> list[tuple[str, str]]:
+    inspection, rows = result.inspection, []
+    rewritten, kept = len(result.rewritten), len(result.sites) - len(result.rewritten)
+    nothing = "" if rewritten else "; nothing to gain for this target, so the model stays as it was"
+    rows.append(("sites", f"{rewritten} rewritten, {kept} kept, {len(inspection.refusals)} refused{nothing}"))
+    rows.append(("nodes", f"{inspection.nodes} before, {result.nodes_after} after"))
+    rows += [("lowered", f"{text}, for parsers that lack it") for text in result.lowered]
+    rows.append(("verified", _verified(result.verification)))
+    rows += [("note", note) for note in result.notes]
+    if result.engine is not None:
+        engine = result.engine
+        name = f"TensorRT-RTX {engine.tensorrt_rtx} for {engine.architecture}"
+        rows.append(("engine", f"{name}: {engine.layers} layers, {file_size(engine.bytes)}"))
+    files = sorted(path for path in result.package.iterdir() if path.is_file())
+    rows.append(("package", str(result.package)))
+    files = sorted(path for path in result.package.iterdir() if path.is_file())
+    rows += [("", f"{path.name} ({file_size(path.stat().st_size)})") for path in files]
+    rows.append(("next", _next_step(result)))
+    return rows
+
+
+def _next_step(result: OptimizeResult) -> str:
+    name, target = shlex.quote(str(result.package)), result.inspection.target
+    if not target.is_cpu and result.engine is None:
+        return f"build its engine: onnxopt build {name}"
+    if target.is_cpu and result.rewritten:
+        return f"time it beside the original: onnxopt bench {name}"
+    if result.engine is not None:
+        return f"load {RTX_ENGINE} with TensorRT-RTX on a GPU of {target.name}"
+    return "choose another --target, or see with `onnxopt inspect` what is in the model"
+
+
+def _verified(report: VerifyReport | None) -> str:
+    if report is None:
+        return "no (--no-verify)"
+    worst = report.worst
+    if worst is None:
+        return report.explain()
+    return (
+        f"{report.explain()}; output '{worst.name}': max error {worst.max_error:.2g} "
+        f"(allowed {worst.max_bound:.2g}), rms {worst.rms_error:.2g} (allowed {worst.rms_bound:.2g})"
+    )
+
+
+def _severity(report: OutputReport) -> tuple[bool, float]:
+    return not report.passed, max(
+        report.max_error / (report.max_bound or 1.0), report.rms_error / (report.rms_bound or 1.0)
+    )
+
+
+def _percent(density: float) -> str:
+    return f"{density:.0%}" if density >= 0.1 else f"{density:.1%}"
