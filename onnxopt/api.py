@@ -18,18 +18,19 @@ from onnxopt.deploy.manifest import (
     package_versions,
     write_manifest,
 )
-from onnxopt.deploy.rtx import BuildProgress, EngineInfo, build_engine
+from onnxopt.deploy.rtx import BuildProgress, EngineInfo, build_engine, check_buildable
 from onnxopt.discover.refusal import Refusal
 from onnxopt.errors import InputError, VerificationError
 from onnxopt.lower.compat import lower_for_parsers
 from onnxopt.lower.rewrite import copy_of
 from onnxopt.measure.paths import default_cache_dir
 from onnxopt.measure.records import FILE_NAME
+from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import default_opset
 from onnxopt.model.read import read_model
 from onnxopt.model.write import write_model
 from onnxopt.package import PLAN, PORTABLE, RTX_ENGINE, default_folder, new_package, write_json
-from onnxopt.sites import Findings, Form, discover, judge_sites, rewritten, whole_judge
+from onnxopt.sites import Findings, Form, carry_out, discover, judge_sites, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.verification import VerifyReport, load_inputs, verify_models
 from onnxopt.verification.structure import check_structure
@@ -67,6 +68,8 @@ class Inspection:
 class OptimizeResult:
     """A written package: its folder, what was decided, how it was verified, and the engine if one was built.
 
+    ``timing`` is that of the whole model beside the original, where the target is this machine's CPU and it is known.
+
     ``lowered`` counts operators that were written out because parsers lack them, ``notes`` is what else a user should
     know.
     """
@@ -77,6 +80,7 @@ class OptimizeResult:
     lowered: tuple[str, ...]
     notes: tuple[str, ...]
     verification: VerifyReport | None
+    timing: PairTiming | None
     engine: EngineInfo | None
 
     @property
@@ -140,6 +144,8 @@ def optimize(
         raise InputError("--form plugin: this version writes the portable form only; use --form portable")
     if engine is not None and chosen.architecture is None:
         raise InputError(f"--engine {engine}: target '{chosen.name}' is no GPU; name one, for example --target sm_89")
+    if engine is not None and chosen.architecture is not None:
+        check_buildable(chosen.architecture)
     proto = read_model(path)
     progress("looking for sites")
     findings = discover(proto)
@@ -155,10 +161,10 @@ def optimize(
         progress=progress,
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)
-    result, reports = rewritten(proto, reports, judge)
-    result = copy_of(result) if result is proto else result
+    outcome = carry_out(proto, reports, judge)
+    result = copy_of(proto) if outcome.model is proto else outcome.model
     lowered, _ = lower_for_parsers(result)
-    inspection = _inspection(path, proto, findings, chosen, "portable", reports)
+    inspection = _inspection(path, proto, findings, chosen, "portable", outcome.reports)
     verification = _verified(proto, result, inspection, progress) if verify else None
     folder = Path(out) if out is not None else default_folder(path)
     with new_package(folder) as draft:
@@ -181,6 +187,7 @@ def optimize(
         (f"{lowered} Col2Im",) if lowered else (),
         (note,) if note else (),
         verification,
+        outcome.timing,
         built,
     )
 
@@ -230,7 +237,8 @@ def _build_in_package(
     model = checked_file(folder, PORTABLE)
     info = build_engine(model, arch=chosen, out=folder / RTX_ENGINE, progress=progress)
     files = sorted({entry.path for entry in manifest.files} | {RTX_ENGINE})
-    write_manifest(folder, target=chosen, versions=package_versions(engine), source=manifest.source, files=files)
+    versions = {**manifest.versions, **package_versions(engine)}
+    write_manifest(folder, target=manifest.target, versions=versions, source=manifest.source, files=files)
     return info
 
 

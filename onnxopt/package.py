@@ -30,6 +30,8 @@ def new_package(folder: Path) -> Iterator[Path]:
 
     Raises :class:`InputError` where ``folder`` holds something that is no package, or cannot be written.
     """
+    # A folder named "." cannot be renamed; its full path can.
+    folder = folder.absolute() if folder.is_symlink() else folder.resolve()
     _refuse_foreign(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -73,11 +75,13 @@ def _move(draft: Path, folder: Path) -> None:
         draft.replace(folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    folder.replace(old / "package")
     try:
+        folder.replace(old / "package")
         draft.replace(folder)
-    except OSError:
-        (old / "package").replace(folder)
+    except BaseException:
+        # An interrupt between the two renames must not lose the package that was there.
+        if (old / "package").exists() and not folder.exists():
+            (old / "package").replace(folder)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

@@ -12,8 +12,8 @@ _PACKAGE = Path(__file__).resolve().parent
 def resource_dir(name: str) -> Path:
     """The folder `name`, such as "profiles": inside an installed wheel, or at the top of a checkout.
 
-    The wheel's copy is looked up first: beside an installed package stand other people's folders.
-    Raises MissingError where neither place has it.
+    The wheel's copy is looked up first: beside an installed package stand other people's folders. Raises MissingError
+    where neither place has it.
     """
     places = (_PACKAGE / "_data" / name, _PACKAGE.parent / name)
     for place in places:

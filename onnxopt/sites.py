@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,17 @@ from onnxopt.discover.attention import find_attention
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.discover.conv_site import ConvSite
 from onnxopt.discover.convolution import find_convolutions
+from onnxopt.discover.movement import walk_back
 from onnxopt.discover.refusal import Refusal
 from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.convolution import lower_convolution
 from onnxopt.lower.rewrite import apply_rewrites
 from onnxopt.measure.extract import extract_region
 from onnxopt.measure.records import RecordStore
+from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import Graph, symbolic_batch, view
-from onnxopt.plan.attention import AttentionPlan, Objective, plan_attention
+from onnxopt.plan.attention import AttentionPlan, Objective, filled_rows, plan_attention
+from onnxopt.plan.conv_cost import bound_seconds
 from onnxopt.plan.conv_roofline import roofline_gain
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.plan.estimate import data_work, gpu_seconds, kernel_seconds
@@ -95,8 +99,17 @@ def whole_judge(
     return Judge(model, findings.graph, target, store, measure and target.is_cpu, progress)
 
 
-def rewritten(model: ModelProto, reports: list[SiteReport], judge_whole: Judge) -> tuple[ModelProto, list[SiteReport]]:
-    """The model with every decided rewrite, and the reports as they turn out for the model as a whole.
+@dataclass(frozen=True)
+class Rewritten:
+    """A model with its rewrites, the sites as they turned out, and the model's timing beside the original if known."""
+
+    model: ModelProto
+    reports: list[SiteReport]
+    timing: PairTiming | None = None
+
+
+def carry_out(model: ModelProto, reports: list[SiteReport], judge: Judge) -> Rewritten:
+    """Carry out every decided rewrite, and judge the model as a whole.
 
     Where the whole model does not get faster, first the convolutions and then everything stays as it was: pieces that
     gain alone can lose together, when a layout that spans them breaks.
@@ -105,11 +118,11 @@ def rewritten(model: ModelProto, reports: list[SiteReport], judge_whole: Judge) 
         reports = [_without(r, attempt) for r in reports]
         rewrites = [r.rewrite for r in reports if r.rewrite is not None]
         candidate = apply_rewrites(model, rewrites)
-        if not rewrites or not judge_whole.target.is_cpu:
-            return candidate, reports
-        timing = judge_whole.whole(candidate)
+        if not rewrites or not judge.target.is_cpu:
+            return Rewritten(candidate, reports)
+        timing = judge.whole(candidate)
         if timing is None or timing.ratio >= 1.0:
-            return candidate, reports
+            return Rewritten(candidate, reports, timing)
     raise AssertionError("the last attempt has no rewrites")
 
 
@@ -123,9 +136,13 @@ def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objecti
     if own_nodes(judge.graph, site.nodes):
         return report.kept("it is already a schedule that onnxopt wrote")
     if site.runtime:
-        return report.kept(f"its mask depends on the input ({', '.join(site.runtime)}), so its pattern is not fixed")
+        _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
+        named = ", ".join(f"'{name}'" for name in inputs)
+        return report.kept(f"its mask depends on the model's input {named}, so its pattern is not fixed")
     if every_pair(site):
         return report.kept("dense: every query needs every key")
+    if not len(filled_rows(site)):
+        return report.kept("no query has a key: all its results are zeros")
     if form == "plugin":
         return _attention_plugin(judge, site, report)
     plan = plan_attention(site, CpuRates.of(reference_cpu()), objective)
@@ -178,6 +195,23 @@ def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> Site
     }
     report = replace(report, planned=planned)
     return judge.judge(report, plan.inputs, lower_convolution(site_id, plan, judge.graph))
+
+
+def _planned_convolution(plan: ConvPlan, graph: Graph) -> dict[str, Any]:
+    site = plan.site
+    batch, _, *positions = graph.shape(site.output) or (1, 1)
+    seconds = bound_seconds(plan.needed, prod(site.kernel), batch * prod(positions), reference_cpu())
+    return {
+        "variants": [plan.form],
+        "needed": plan.needed,
+        "computed": plan.computed,
+        "waste": round(plan.waste, 4),
+        "predicted_us": round(plan.seconds[1] * 1e6, 3),
+        "bound_us": round(seconds * 1e6, 3),
+        "gap": 0.0,
+        "solver": {"name": "enumeration", "status": "optimal", "nodes": plan.compared},
+        "certificate": "every grouping of the outputs by equal input sets was compared, in every form allowed",
+    }
 
 
 def _conv_plans(findings: Findings, target: Target) -> list[ConvPlan]:

@@ -10,10 +10,12 @@ import onnx
 import pytest
 
 from onnxopt import api
+from onnxopt.decide import SiteReport
 from onnxopt.deploy import rtx
 from onnxopt.deploy.manifest import check_manifest
 from onnxopt.errors import InputError, MissingError, VerificationError
 from onnxopt.measure.cache import list_cache
+from onnxopt.sites import Rewritten
 from samples import build as sample
 
 PACKAGE = ["manifest.json", "model.portable.onnx", "plan.json"]
@@ -194,13 +196,13 @@ def test_a_failure_of_the_last_step_puts_the_old_package_back(model: Path, monke
 
 
 def test_a_result_that_does_not_verify_is_not_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoiled(original: onnx.ModelProto, *_: object) -> tuple[onnx.ModelProto, list[object]]:
+    def spoiled(original: onnx.ModelProto, reports: list[SiteReport], _: object) -> Rewritten:
         broken = onnx.ModelProto()
         broken.CopyFrom(original)
         next(node for node in broken.graph.node if node.op_type == "Softmax").op_type = "LogSoftmax"
-        return broken, list(_[0])  # type: ignore[call-overload]
+        return Rewritten(broken, reports)
 
-    monkeypatch.setattr(api, "rewritten", spoiled)
+    monkeypatch.setattr(api, "carry_out", spoiled)
     with pytest.raises(VerificationError, match="runs disagree; output 'y'.*nothing was written"):
         _optimize(model)
     assert _names(model.parent) == ["neighbourhood.onnx"]

@@ -76,7 +76,7 @@ def test_without_records_the_prediction_decides(run: Callable[..., OptimizeResul
     ("name", "reason"),
     [
         ("dynamicvit", "every query needs every key"),
-        ("dynamicvit_policy", "depends on the input"),
+        ("dynamicvit_policy", "depends on the model's input"),
         ("bigbird", "depends"),
     ],
 )

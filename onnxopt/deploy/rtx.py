@@ -67,6 +67,16 @@ class EngineInfo:
     outputs: tuple[EngineTensor, ...]
 
 
+def check_buildable(arch: str) -> None:
+    """Refuse at once what a build would refuse after all the work before it.
+
+    Raises InputError for an architecture that TensorRT-RTX does not build for, MissingError where it is not installed.
+    """
+    _capability(arch)
+    if find_spec("tensorrt_rtx") is None:
+        raise MissingError("TensorRT-RTX is not installed; install it with: pip install 'onnxopt[rtx]'")
+
+
 def build_engine(
     model: onnx.ModelProto | str | Path,
     *,
@@ -86,11 +96,10 @@ def build_engine(
     on; MissingError where TensorRT-RTX is not installed or the machine runs out of memory.
     """
     out = Path(out).absolute()
+    check_buildable(arch)
     capability = _capability(arch)
     if max_batch < 1:
         raise InputError(f"the largest batch is {max_batch}; allowed: 1 or more")
-    if find_spec("tensorrt_rtx") is None:
-        raise MissingError("TensorRT-RTX is not installed; install it with: pip install 'onnxopt[rtx]'")
     label = str(model) if isinstance(model, (str, Path)) else f"the model '{model.graph.name}'"
     proto = read_model(model) if isinstance(model, (str, Path)) else model
     _refuse_foreign(label, proto)

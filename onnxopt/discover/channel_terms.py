@@ -1,10 +1,8 @@
 """Channels as numbered terms, and the operators that move them or work on each of them alone.
 
-A term stands for what one channel holds: a channel of the source, zero, a sum of terms, or an operator
-applied to terms.
-A tensor is either ``plain`` (batch x channels x positions, one term for each channel) or ``spread`` (any
-layout: every
-element has a number that says its batch entry, its term and its position).
+A term stands for what one channel holds: a channel of the source, zero, a sum of terms, or an operator applied to
+terms. A tensor is either ``plain`` (batch x channels x positions, one term for each channel) or ``spread`` (any layout:
+every element has a number that says its batch entry, its term and its position).
 """
 
 from __future__ import annotations
@@ -120,8 +118,7 @@ class Held:
 
 
 def is_move(graph: Graph, node: NodeProto) -> bool:
-    """Whether the node only moves data, copies of it included, or adds channels up by a constant 0/1
-    matrix."""
+    """Whether the node only moves data, copies of it included, or adds channels up by a constant 0/1 matrix."""
     if node.domain not in ("", "ai.onnx"):
         return False
     if node.op_type in ("MatMul", "Einsum"):

@@ -24,8 +24,7 @@ class Barred(Exception):  # noqa: N818  # control flow: tells the walk where to 
 
 
 def trace(graph: Graph, source: str, target: str, nodes: Iterable[NodeProto]) -> ChannelPath:
-    """Run ``nodes`` on the channel numbers of ``source`` (batch x channels x positions) and read
-    ``target``'s."""
+    """Run ``nodes`` on the channel numbers of ``source`` (batch x channels x positions) and read ``target``'s."""
     shape = graph.shape(source)
     nodes = list(nodes)
     if shape is None or len(shape) < 2:
@@ -152,8 +151,7 @@ def _by_channel(value: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 class _Unwinding:
-    """Undoes the operators that all channels share, noting their rows; what is left is where the channels
-    come from."""
+    """Undoes the operators that all channels share, noting their rows; what is left is where the channels come from."""
 
     def __init__(self, terms: Terms, channels: int) -> None:
         self.terms, self.channels = terms, channels

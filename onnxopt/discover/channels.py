@@ -1,10 +1,7 @@
-"""Where the channels of a tensor come from: a walk through movement and channelwise operations, traced by
-index.
+"""Where the channels of a tensor come from: a walk through movement and channelwise operations, traced by index.
 
-The walk goes from a tensor back (or on) through single operators, and through a fork and its join (Split and
-Concat,
-``x * sigmoid(x)``) in one go. What it collects is run on channel numbers, and the answer is one gather of
-channels
+The walk goes from a tensor back (or on) through single operators, and through a fork and its join (Split and Concat,
+``x * sigmoid(x)``) in one go. What it collects is run on channel numbers, and the answer is one gather of channels
 followed by channelwise operations: movement commutes with them.
 """
 
@@ -51,8 +48,7 @@ class ChannelWalker:
                 barred.add(self.graph.producer[stop.node.output[0]])
 
     def forward(self, tensor: str, *, beyond: bool = False) -> ChannelPath:
-        """The path from ``tensor`` to where its channel movement ends, through tensors that nothing else
-        reads.
+        """The path from ``tensor`` to where its channel movement ends, through tensors that nothing else reads.
 
         ``beyond`` goes on through channelwise operations, also where nothing moves; pooling is never passed.
         """
@@ -108,8 +104,7 @@ class ChannelWalker:
         return result
 
     def _exit(self, tensor: str) -> tuple[str, frozenset[int]] | None:
-        """The next tensor that is all that the rest of the graph sees of ``tensor``, and the nodes
-        between."""
+        """The next tensor that is all that the rest of the graph sees of ``tensor``, and the nodes between."""
         if tensor in self.graph.outputs:
             return None
         inside: set[int] = set()

@@ -86,9 +86,7 @@ def _matmul_axes(left: Shape | None, right: Shape | None) -> tuple[str, str, str
 def _einsum_axes(equation: str) -> tuple[str, str, str]:
     text = equation.replace(" ", "")
     if "->" not in text or "." in text or text.count(",") != 1:
-        raise NotASite(
-            f"an Einsum with the equation {equation!r}; two operands, an arrow and no ellipsis are read"
-        )
+        raise NotASite(f"an Einsum with the equation {equation!r}; two operands, an arrow and no ellipsis are read")
     operands, out = text.split("->")
     left, right = operands.split(",")
     if any(len(set(axes)) != len(axes) for axes in (left, right, out)):

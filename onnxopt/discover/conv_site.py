@@ -1,5 +1,4 @@
-"""What discovery says about a convolution: which channels it connects, and how channels move before and
-after it."""
+"""What discovery says about a convolution: which channels it connects, and how channels move before and after it."""
 
 from __future__ import annotations
 
@@ -28,8 +27,8 @@ def integer(node: NodeProto, name: str, default: int) -> int:
 class Step:
     """A channelwise operation on a path, ready to be written behind the movement instead of between it.
 
-    ``rows[c]`` says which row of each table the path's target channel ``c`` uses. ``tables`` gives, by input
-    position, the constants that differ by channel; constants that all channels share are not in it.
+    ``rows[c]`` says which row of each table the path's target channel ``c`` uses. ``tables`` gives, by input position,
+    the constants that differ by channel; constants that all channels share are not in it.
     """
 
     node: NodeProto
@@ -39,15 +38,11 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class ChannelPath:
-    """How the channels of ``target`` come from those of ``source``, through movement and channelwise
-    operations.
+    """How the channels of ``target`` come from those of ``source``, through movement and channelwise operations.
 
-    Target channel c is ``steps`` applied to source channel ``origin[c]``, or to zero where that is -1. Where
-    the path
-    adds channels up, ``mix`` (target x source channels) counts how often each is added, and ``origin`` is -1
-    for
-    every sum. ``moves`` and ``nodes`` are the names of the movement nodes and of all nodes, in topological
-    order.
+    Target channel c is ``steps`` applied to source channel ``origin[c]``, or to zero where that is -1. Where the path
+    adds channels up, ``mix`` (target x source channels) counts how often each is added, and ``origin`` is -1 for every
+    sum. ``moves`` and ``nodes`` are the names of the movement nodes and of all nodes, in topological order.
     """
 
     source: str
@@ -95,10 +90,8 @@ class ConvPart:
 class ConvSite:
     """One convolution: usually a Conv node; several on the parts of a split tensor count as one.
 
-    ``before`` leads from the tensor in which its channels were made to its input, ``after`` from its output
-    to where
-    the channel movement behind it ends. ``in_channels`` and ``out_channels`` are those of the convolution
-    itself.
+    ``before`` leads from the tensor in which its channels were made to its input, ``after`` from its output to where
+    the channel movement behind it ends. ``in_channels`` and ``out_channels`` are those of the convolution itself.
     """
 
     parts: tuple[ConvPart, ...]
@@ -180,8 +173,7 @@ class ConvSite:
 
 
 def joined_paths(paths: Sequence[ChannelPath], target: str) -> ChannelPath | None:
-    """One path for the channels of several, in order, or None where they differ in more than their
-    channels."""
+    """One path for the channels of several, in order, or None where they differ in more than their channels."""
     first = paths[0]
     kinds = [tuple(step.node.output[0] for step in path.steps) for path in paths]
     if any(path.source != first.source or path.mix is not None for path in paths) or len(set(kinds)) > 1:

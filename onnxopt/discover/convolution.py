@@ -12,18 +12,15 @@ from onnxopt.discover.conv_site import ChannelPath, ConvPart, ConvSite, Pattern,
 from onnxopt.discover.refusal import NotASite, Refusal
 from onnxopt.model.graph import Graph, attribute
 
-# Operators that convolve too, but not in a form that is handled: a refusal only where they have groups to
-# gain from.
+# Operators that convolve too, but not in a form that is handled: a refusal only where they have groups to gain from.
 _RELATED = ("ConvTranspose", "ConvInteger", "QLinearConv", "DeformConv")
 _GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
 def find_convolutions(graph: Graph) -> tuple[list[ConvSite], list[Refusal]]:
-    """Every convolution of the graph in topological order, and those that cannot be described, with the
-    reason.
+    """Every convolution of the graph in topological order, and those that cannot be described, with the reason.
 
-    Convolutions on the parts of a split tensor whose results are joined again are one site. Channels are
-    traced through
+    Convolutions on the parts of a split tensor whose results are joined again are one site. Channels are traced through
     movement and channelwise operations on both sides.
     """
     walker = ChannelWalker(graph)

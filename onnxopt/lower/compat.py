@@ -1,7 +1,7 @@
 """Spell operators that engine parsers lack, but that only move data, with Reshape, Transpose and Slice.
 
-TensorRT-RTX's parser has no Col2Im. Where its patches do not overlap, Col2Im adds nothing up: it is a
-permutation of the input (the inverse of cutting an image into patches), which is what is written here.
+TensorRT-RTX's parser has no Col2Im. Where its patches do not overlap, Col2Im adds nothing up: it is a permutation of
+the input (the inverse of cutting an image into patches), which is what is written here.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class _Fold:
 def lower_for_parsers(model: onnx.ModelProto) -> tuple[int, list[str]]:
     """Replace, in place, operators of the main graph that only move data and that TensorRT-RTX cannot parse.
 
-    Col2Im whose patches do not overlap (stride equal to the block, dilation 1) becomes Reshape, Transpose,
-    Reshape and, where it has padding, Slice. The batch and the channels may be dynamic. Output names do not
-    change; the new nodes are named after the one they replace.
+    Col2Im whose patches do not overlap (stride equal to the block, dilation 1) becomes Reshape, Transpose, Reshape and,
+    where it has padding, Slice. The batch and the channels may be dynamic. Output names do not change; the new nodes
+    are named after the one they replace.
 
     Returns how many nodes were replaced, and a sentence for each that had to stay, with its name and reason.
     """
@@ -107,17 +107,15 @@ def _fold_of(node: onnx.NodeProto, constants: _Constants) -> _Fold | str:
     patches = tuple(p // b for p, b in zip(padded, block, strict=True))
     fold = _Fold(image, block, patches, pads[:rank])
     if any(c < p + i for c, p, i in zip(fold.covered, fold.pads_before, image, strict=True)):
-        return (
-            f"its patches of {list(block)} do not reach the end of the image {list(image)}; the rest is zero"
-        )
+        return f"its patches of {list(block)} do not reach the end of the image {list(image)}; the rest is zero"
     return fold
 
 
 def _lowered(node: onnx.NodeProto, fold: _Fold, names: _Names) -> list[onnx.NodeProto]:
     """The nodes that compute the same as ``node``.
 
-    Col2Im reads N x (C * block) x patches, with the channel outermost and both lists row-major. A size of 0
-    copies the batch, -1 finds the channels, so neither needs to be known.
+    Col2Im reads N x (C * block) x patches, with the channel outermost and both lists row-major. A size of 0 copies the
+    batch, -1 finds the channels, so neither needs to be known.
     """
     rank = len(fold.block)
     stem = node.name or node.output[0]
@@ -133,9 +131,7 @@ def _lowered(node: onnx.NodeProto, fold: _Fold, names: _Names) -> list[onnx.Node
             [unrolled],
             name=names.node(f"{stem}.split_patches"),
         ),
-        helper.make_node(
-            "Transpose", [unrolled], [woven], name=names.node(f"{stem}.weave"), perm=permutation
-        ),
+        helper.make_node("Transpose", [unrolled], [woven], name=names.node(f"{stem}.weave"), perm=permutation),
         helper.make_node(
             "Reshape",
             [woven, names.ints(f"{stem}.image_shape", (0, -1, *fold.covered))],

@@ -1,5 +1,4 @@
-"""Writing a planned convolution in standard operators: Gather, channelwise operations, one grouped Conv,
-Gather."""
+"""Writing a planned convolution in standard operators: Gather, channelwise operations, one grouped Conv, Gather."""
 
 from __future__ import annotations
 
@@ -20,8 +19,7 @@ _GEOMETRY = ("auto_pad", "dilations", "kernel_shape", "pads", "strides")
 
 
 def lower_convolution(site_id: str, plan: ConvPlan, graph: Graph) -> Rewrite:
-    """The rewrite of a plan whose decision is ``rewrite``: its outputs keep their names, and the batch may
-    be dynamic.
+    """The rewrite of a plan whose decision is ``rewrite``: its outputs keep their names, and the batch may be dynamic.
 
     ``graph`` is the view that the plan was made from; ``site_id`` names the new nodes.
     """
@@ -36,8 +34,7 @@ def lower_convolution(site_id: str, plan: ConvPlan, graph: Graph) -> Rewrite:
     tensor = writer.steps(lead, tensor, layout.slots())
     tensor = writer.convolution(plan, layout, tensor)
     order = layout.output_order(tail)
-    # A Relu right behind the convolution is fused into it by runtimes, so operations go before the Gather if
-    # they can.
+    # A Relu right behind the convolution is fused into it by runtimes, so operations go before the Gather if they can.
     if tail.is_permutation:
         tensor = writer.steps(tail, tensor, _behind(layout, tail))
     if order is not None:
@@ -61,9 +58,7 @@ def site_weights(site: ConvSite, graph: Graph) -> tuple[NDArray[Any], NDArray[An
         rows = np.arange(outputs)
         columns = part.first_input + rows[:, None] // (outputs // part.groups) * width + np.arange(width)
         dense[part.first_output + rows[:, None], columns] = weight
-        value = (
-            graph.constant(part.node.input[2]) if len(part.node.input) > 2 and part.node.input[2] else None
-        )
+        value = graph.constant(part.node.input[2]) if len(part.node.input) > 2 and part.node.input[2] else None
         if value is not None:
             has_bias = True
             bias[part.first_output : part.first_output + outputs] = value
@@ -114,8 +109,7 @@ class _Writer:
         return self.emit("Gather", [tensor, self.table(index.astype(np.int64))], label, axis=1)
 
     def steps(self, path: ChannelPath, tensor: str, channels: IntArray) -> str:
-        """The path's channelwise operations on a tensor whose channels are the given ones of the path's
-        target."""
+        """The path's channelwise operations on a tensor whose channels are the given ones of the path's target."""
         holds = {path.source: tensor}
         steps = {step.node.output[0]: step for step in path.steps}
         for node in path.nodes:
@@ -150,9 +144,7 @@ class _Writer:
             weight = np.tensordot(mix, weight, axes=1)
             bias = None if bias is None else mix @ bias
         packed, packed_bias = packed_weights(weight, bias, layout)
-        kept = {
-            a.name: helper.get_attribute_value(a) for a in plan.site.node.attribute if a.name in _GEOMETRY
-        }
+        kept = {a.name: helper.get_attribute_value(a) for a in plan.site.node.attribute if a.name in _GEOMETRY}
         kind = "Conv"
         if plan.form == "transposed":
             kind = "ConvTranspose"

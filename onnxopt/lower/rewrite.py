@@ -44,8 +44,8 @@ def is_own_node(node: NodeProto) -> bool:
 def apply_rewrites(model: ModelProto, rewrites: Sequence[Rewrite]) -> ModelProto:
     """A new model with the rewrites in place; ``model`` itself is left as it is.
 
-    Nodes that the rewrites made dead are removed with the initializers that only they read; nodes and initializers
-    that were unused before stay, and so does the order of everything untouched.
+    Nodes that the rewrites made dead are removed with the initializers that only they read; nodes and initializers that
+    were unused before stay, and so does the order of everything untouched.
     """
     if not rewrites:
         return model

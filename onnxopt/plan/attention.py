@@ -58,7 +58,8 @@ class AttentionPlan:
 def plan_attention(site: AttentionSite, rates: CpuRates, objective: Objective = "time") -> AttentionPlan:
     """The cheapest of the tried orders and strip sizes for each head pattern, with exactly optimal buckets.
 
-    ``time`` minimises the predicted microseconds, ``waste`` the computed pairs.
+    ``time`` minimises the predicted microseconds, ``waste`` the computed pairs. The site must have rows to compute
+    (:func:`filled_rows`).
     """
     parts = []
     needed = computed = candidates = 0

@@ -1,5 +1,4 @@
-"""The parts of a connectivity: outputs that share their inputs, merged and padded into the groups of one
-convolution."""
+"""The parts of a connectivity: outputs that share inputs, merged and padded into the groups of one convolution."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ _CLASS_LIMIT = 128
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Equal groups: row g of ``outputs`` and ``inputs`` names the channels of group g, in order; -1 is
-    padding."""
+    """Equal groups: row g of ``outputs`` and ``inputs`` names the channels of group g, in order; -1 is padding."""
 
     outputs: IntArray
     inputs: IntArray
@@ -33,8 +31,7 @@ class Layout:
         return self.groups * int(self.outputs.shape[1]) * int(self.inputs.shape[1])
 
     def slots(self) -> IntArray:
-        """The input channel of every slot; a padded slot repeats a channel of its own group, for zero
-        weights."""
+        """The input channel of every slot; a padded slot repeats a channel of its own group, for zero weights."""
         first = self.inputs.max(axis=1, keepdims=True)
         return np.where(self.inputs < 0, np.maximum(first, 0), self.inputs).reshape(-1)
 
@@ -44,8 +41,7 @@ class Layout:
         return None if np.array_equal(index, np.arange(lead.source_channels)) else index
 
     def output_order(self, tail: ChannelPath) -> IntArray | None:
-        """For every channel of ``tail``'s target, where it is among the written outputs; None where they are
-        in place."""
+        """Where each channel of ``tail``'s target is among the written outputs; None where they are in place."""
         written = self.outputs.reshape(-1)
         place = np.full(int(written.max(initial=0)) + 1, -1, np.int64)
         place[written[written >= 0]] = np.flatnonzero(written >= 0)
@@ -72,8 +68,7 @@ def input_classes(links: BoolArray) -> list[IntArray]:
 def layouts(links: BoolArray, origin: IntArray, tail: ChannelPath) -> Iterator[Layout]:
     """Layouts that cover all connections: the classes as they are, neighbours merged, and all of them in one.
 
-    ``origin`` says where input channels come from and ``tail`` where outputs go; within a group channels are
-    put in
+    ``origin`` says where input channels come from and ``tail`` where outputs go; within a group channels are put in
     these orders, so that as little as possible has to move.
     """
     classes = input_classes(links)

@@ -1,12 +1,9 @@
-"""A first model of what one kernel of its own gains for a convolution on a GPU: arithmetic, bytes and
-launches.
+"""A first model of what one kernel of its own gains for a convolution on a GPU: arithmetic, bytes and launches.
 
-The original runs its convolution on the matrix unit with every group padded to the unit's tile, and each
-movement around
-it as a kernel of its own; channelwise operations count as fused. The kernel of its own computes tiles of
-outputs with the
-inputs that they use, reads each used channel once and writes each output once, the movement being part of
-its addresses.
+The original runs its convolution on the matrix unit with every group padded to the unit's tile, and each movement
+around it as a kernel of its own; channelwise operations count as fused. The kernel of its own computes tiles of outputs
+with the inputs that they use, reads each used channel once and writes each output once, the movement being part of its
+addresses.
 """
 
 from __future__ import annotations
@@ -31,8 +28,7 @@ _FREE = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 def roofline_gain(site: ConvSite, graph: Graph, profile: GpuProfile, element_bytes: int = 2) -> float:
     """How many times as fast one kernel is predicted to be as the site's nodes, at the graph's batch size.
 
-    1 where nothing is saved: the same arithmetic, and no movement around it. Weights of ``element_bytes`` 2
-    run at the
+    1 where nothing is saved: the same arithmetic, and no movement around it. Weights of ``element_bytes`` 2 run at the
     rate of fp16, of 4 at that of tf32.
     """
     dims, source = graph.shape(site.output), graph.shape(site.before.source)
@@ -59,8 +55,7 @@ def roofline_gain(site: ConvSite, graph: Graph, profile: GpuProfile, element_byt
 
 
 def _original_products(site: ConvSite) -> int:
-    """Products for each tap and position, every group padded to the matrix unit's tile; depthwise runs
-    without it."""
+    """Products for each tap and position, every group padded to the matrix unit's tile; depthwise runs without it."""
     if site.pattern == "depthwise":
         return site.connections
     total = 0
@@ -72,8 +67,7 @@ def _original_products(site: ConvSite) -> int:
 
 
 def _tiled_products(links: BoolArray) -> int:
-    """Products for each tap and position if tiles of outputs with equal or neighbouring input sets share
-    their inputs."""
+    """Products for each tap and position if tiles of outputs with equal or similar input sets share their inputs."""
     classes = input_classes(links)
     if not classes:
         return 0

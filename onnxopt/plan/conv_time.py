@@ -1,5 +1,4 @@
-"""Predicting how long a convolution takes on a CPU, with the movement around it, as it is and as a plan
-writes it."""
+"""Predicting how long a convolution takes on a CPU, with the movement around it, as it is and as a plan writes it."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ class ConvTimes:
             total += pass_seconds(self._dims(site.output), self.cpu)
         moving = False
         for node in tail.nodes:
-            # Operations right behind a convolution are fused into it by the runtime; behind a movement they
-            # are not.
+            # Operations right behind a convolution are fused into it by the runtime; behind a movement they are not.
             moving = moving or node.name in tail.moves
             total += self._node(node) if moving else 0.0
         return total
@@ -50,8 +48,7 @@ class ConvTimes:
     def planned(
         self, site: ConvSite, lead: ChannelPath, tail: ChannelPath, layout: Layout, form: Form, behind: int
     ) -> float:
-        """The site as ``layout`` writes it; ``behind`` counts operations that could be fused but for a
-        Gather."""
+        """The site as ``layout`` writes it; ``behind`` counts operations that could be fused but for a Gather."""
         shape = self.shape(site, layout.groups, layout.inputs.shape[1], layout.outputs.shape[1])
         batch, _, *positions = self._dims(lead.source)
         gathers = layout.input_index(lead) is not None
@@ -92,16 +89,14 @@ class ConvTimes:
         return seconds
 
     def _made_in_blocks(self, tensor: str) -> bool:
-        """Whether a tensor comes from a convolution that runs in blocks, through operations that keep the
-        layout."""
+        """Whether a tensor comes from a convolution that runs in blocks, through operations that keep the layout."""
         node = self.graph.node_of(tensor)
         while node is not None and node.op_type in UNARY | {"BatchNormalization", "MaxPool", "AveragePool"}:
             node = self.graph.node_of(node.input[0])
         return node is not None and self._runs_in_blocks(node)
 
     def _read_in_blocks(self, tensor: str) -> bool:
-        """Whether all that reads a tensor are convolutions that run in blocks, through channelwise
-        operations."""
+        """Whether all that reads a tensor are convolutions that run in blocks, through channelwise operations."""
         readers = self.graph.readers(tensor)
         while len(readers) == 1 and readers[0].op_type in UNARY | {"BatchNormalization"}:
             readers = self.graph.readers(readers[0].output[0])

@@ -1,9 +1,7 @@
-"""Planning a convolution for standard operators: which parts it really has, and whether writing them out is
-faster.
+"""Planning a convolution for standard operators: which parts it really has, and whether writing them out is faster.
 
-Outputs with equal input sets form a part; equal parts make one grouped convolution, behind a Gather where
-the inputs are
-not in place. Parts may be merged (zeros are computed then) because blocks of channels run faster than narrow
+Outputs with equal input sets form a part; equal parts make one grouped convolution, behind a Gather where the inputs
+are not in place. Parts may be merged (zeros are computed then) because blocks of channels run faster than narrow
 groups.
 """
 
@@ -36,15 +34,11 @@ _OWN_NODE = "onnxopt/"
 
 @dataclass(frozen=True, eq=False)
 class ConvPlan:
-    """How a site is computed: ``layout`` says which outputs and inputs each group has, in the order they are
-    written.
+    """How a site is computed: ``layout`` says which outputs and inputs each group has, in the order they are written.
 
-    ``lead`` and ``tail`` are the parts of the graph before and after the convolution that are written anew
-    with it.
-    ``needed`` and ``computed`` count connections, ``seconds`` are predicted for (original, plan). ``form``
-    transposed
-    writes the convolution as the transposed one that equals it, which copies less where it narrows the
-    channels.
+    ``lead`` and ``tail`` are the parts of the graph before and after the convolution that are written anew with it.
+    ``needed`` and ``computed`` count connections, ``seconds`` are predicted for (original, plan). ``form`` transposed
+    writes the convolution as the transposed one that equals it, which copies less where it narrows the channels.
     """
 
     site: ConvSite
@@ -58,6 +52,7 @@ class ConvPlan:
     layout: Layout | None = None
     form: Form = "direct"
     seconds: tuple[float, float] = (0.0, 0.0)
+    compared: int = 0
 
     @property
     def waste(self) -> float:
@@ -84,8 +79,7 @@ def plan_convolutions(
 ) -> list[ConvPlan]:
     """One plan for each site, in order; no two plans that rewrite share a node.
 
-    ``forms`` are the operators allowed. A site is rewritten where that is predicted to be ``margin`` times
-    as fast; a
+    ``forms`` are the operators allowed. A site is rewritten where that is predicted to be ``margin`` times as fast; a
     margin of 0 rewrites whatever can be.
     """
     planner = _Planner(graph, ConvTimes(graph, cpu), tuple(forms), margin)
@@ -93,8 +87,7 @@ def plan_convolutions(
 
 
 def transposed_pads(site: ConvSite, graph: Graph) -> list[int] | None:
-    """Padding with which a transposed convolution with reversed taps equals the site; None where there is
-    none."""
+    """Padding with which a transposed convolution with reversed taps equals the site; None where there is none."""
     rank = len(site.kernel)
     dilations: Sequence[int] = attribute(site.node, "dilations", [1] * rank)  # type: ignore[assignment]
     if attribute(site.node, "auto_pad", "NOTSET") != "NOTSET":
@@ -122,13 +115,14 @@ class _Planner:
         kept = ConvPlan(site, "keep", self._obstacle(site), site.connections, computed, 1.0, lead, tail)
         if kept.reason:
             return kept
-        best = max(self._candidates(site), key=lambda plan: plan.predicted_gain, default=None)
+        candidates = list(self._candidates(site))
+        best = max(candidates, key=lambda plan: plan.predicted_gain, default=None)
         if best is None:
             return replace(kept, reason=_nothing(site))
         if best.predicted_gain < self.margin:
             return replace(kept, reason=_too_little(best), predicted_gain=best.predicted_gain)
         self.taken.update(node.output[0] for node in (*best.lead.nodes, *best.tail.nodes))
-        return best
+        return replace(best, compared=len(candidates))
 
     def _obstacle(self, site: ConvSite) -> str:
         if any(part.node.name.startswith(_OWN_NODE) for part in site.parts):
@@ -172,11 +166,7 @@ class _Planner:
         if tail.steps and not tail.moves and layout.output_order(tail) is None:
             return
         for form in self.forms:
-            if (
-                not self._differs(site, lead, tail, layout)
-                if form == "direct"
-                else not self._transposable(site)
-            ):
+            if not self._differs(site, lead, tail, layout) if form == "direct" else not self._transposable(site):
                 continue
             seconds = (
                 self.times.original(site, lead, tail),
@@ -185,9 +175,7 @@ class _Planner:
             gain = round(seconds[0] / seconds[1], 3)
             reason = f"{layout.describe()}, predicted {gain:.2f} times as fast"
             needed = int(links.sum())
-            yield ConvPlan(
-                site, "rewrite", reason, needed, layout.computed, gain, lead, tail, layout, form, seconds
-            )
+            yield ConvPlan(site, "rewrite", reason, needed, layout.computed, gain, lead, tail, layout, form, seconds)
 
     def _differs(self, site: ConvSite, lead: ChannelPath, tail: ChannelPath, layout: Layout) -> bool:
         """Whether the layout has other groups than the site, is noticeably smaller, or saves movement."""
@@ -206,17 +194,14 @@ class _Planner:
         )
 
     def _lead(self, site: ConvSite) -> ChannelPath | None:
-        """The longest path before the site that only it reads, and that is a gather and channelwise
-        operations."""
+        """The longest path before the site that only it reads, and that is a gather and channelwise operations."""
         if len(site.parts) > 1:
             paths = [self.walker.back(part.node.input[0], self._split_move) for part in site.parts]
             joint = joined_paths(paths, site.input)
             return joint if joint is not None and self._culprit(joint, site) is None else None
         barred: set[str] = set()
         while True:
-            path = self.walker.back(
-                site.input, lambda node: self._private(node) and node.output[0] not in barred
-            )
+            path = self.walker.back(site.input, lambda node: self._private(node) and node.output[0] not in barred)
             culprit = self._culprit(path, site)
             if culprit is None:
                 return path
@@ -230,8 +215,7 @@ class _Planner:
         return not shown and "Pool" not in node.op_type and node.output[0] not in self.taken
 
     def _culprit(self, path: ChannelPath, site: ConvSite) -> NodeProto | None:
-        """A node that must not be on the path: something else reads it too, or the path is no plain
-        gather."""
+        """A node that must not be on the path: something else reads it too, or the path is no plain gather."""
         inside = {node.output[0] for node in (*path.nodes, *(part.node for part in site.parts))}
         for node in reversed(path.nodes):
             readers = [reader for name in node.output for reader in self.graph.readers(name)]

@@ -1,7 +1,7 @@
 """Strips: a few query rows with the complete list of the keys that any of them needs.
 
-Keys that a row needs several times are told apart by their occurrence, so that a strip's list is a set and the
-cover stays exact: every needed (query, key, occurrence) lies in exactly one strip, once.
+Keys that a row needs several times are told apart by their occurrence, so that a strip's list is a set and the cover
+stays exact: every needed (query, key, occurrence) lies in exactly one strip, once.
 """
 
 from __future__ import annotations

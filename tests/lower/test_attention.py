@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from onnxopt.discover.attention import find_attention
@@ -83,6 +83,8 @@ def patterns(draw: st.DrawFn) -> Pattern:
 @settings(max_examples=60, deadline=None)
 @given(patterns(), st.sampled_from([1, 2, None]))
 def test_any_pattern_is_rewritten_into_an_equal_model(pattern: Pattern, batch: int | None) -> None:
+    # Where a guard turns every row into zeros there is nothing to schedule; such a site is kept.
+    assume(pattern.live.any() or not pattern.guard or pattern.mask_value != -np.inf)
     sites = check(masked_attention(pattern, batch=batch))
     assert len(sites) == 1
 
