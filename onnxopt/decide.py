@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnxopt.discover.attention_site import AttentionSite, count
 from onnxopt.errors import InputError
-from onnxopt.lower.rewrite import Rewrite, apply_rewrites, is_own_node
+from onnxopt.lower.rewrite import Rewrite, is_own_node, rewritten_part
 from onnxopt.measure.environment import current_environment
 from onnxopt.measure.extract import extract_region
 from onnxopt.measure.fingerprint import record_key
@@ -84,8 +84,8 @@ class Judge:
         """Decide for a site whose rewritten form is ``rewrite``."""
         try:
             original = extract_region(self.model, self.graph, inputs, rewrite.replaces)
-            rewritten = apply_rewrites(self.model, [rewrite])
-            candidate = extract_region(rewritten, self.graph, inputs, rewrite.replaces)
+            part = rewritten_part(self.model, self.graph, rewrite)
+            candidate = extract_region(part, self.graph, inputs, rewrite.replaces)
         except InputError as error:
             return report.kept(f"its surroundings cannot be cut out to be judged: {error}")
         gain = self._predicted(original, candidate)

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from onnxopt.model.graph import nested_names
+from onnxopt.model.graph import Graph, nested_names
 
 NODE_PREFIX = "onnxopt/"
 TABLE_PREFIX = "onnxopt_table_"
+_COPIED_AS_MESSAGE = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,37 @@ def _rebuild(
         if tensor.name in known or (tensor.name in orphaned and tensor.name not in inputs):
             continue
         known.add(tensor.name)
-        graph.initializer.append(tensor)
+        _append(graph, tensor)
     graph.value_info.extend(v for v in source.value_info if v.name in made)
     return result
+
+
+def _append(graph: GraphProto, tensor: TensorProto) -> None:
+    """Copy a tensor into a graph; protobuf copies messages only up to 2 GB, but a field of any size."""
+    if len(tensor.raw_data) < _COPIED_AS_MESSAGE:
+        graph.initializer.append(tensor)
+        return
+    copy = graph.initializer.add()
+    copy.name, copy.data_type, copy.doc_string = tensor.name, tensor.data_type, tensor.doc_string
+    copy.dims.extend(tensor.dims)
+    copy.raw_data = tensor.raw_data
+
+
+def rewritten_part(model: ModelProto, graph: Graph, rewrite: Rewrite) -> ModelProto:
+    """A model of the rewrite's nodes alone with the constants they read, without copying the rest of ``model``.
+
+    Its boundary tensors are neither inputs nor outputs of it yet: it is there to cut a region from.
+    """
+    made = {name for node in rewrite.nodes for name in node.output} | {t.name for t in rewrite.tables}
+    read = dict.fromkeys(name for node in rewrite.nodes for name in nested_names(node))
+    part = ModelProto(ir_version=model.ir_version)
+    part.opset_import.extend(model.opset_import)
+    part.graph.name = model.graph.name
+    part.graph.node.extend(rewrite.nodes)
+    for tensor in rewrite.tables:
+        _append(part.graph, tensor)
+    for name in read:
+        value = None if name in made else graph.constant(name)
+        if value is not None:
+            part.graph.initializer.append(numpy_helper.from_array(value, name))
+    return part

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxopt.lower.rewrite import Rewrite, apply_rewrites, copy_of, table
+from onnxopt.lower.rewrite import Rewrite, apply_rewrites, copy_of, rewritten_part, table
+from onnxopt.model.graph import view
 
 
 def model() -> ModelProto:
@@ -70,3 +71,20 @@ def test_a_node_of_which_only_one_output_has_a_rewrite_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="split"):
         apply_rewrites(helper.make_model(graph), [rewrite()])
+
+
+def test_large_tensors_are_copied_field_by_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxopt.lower.rewrite._COPIED_AS_MESSAGE", 0)
+    original = model()
+    copied = {t.name: t for t in copy_of(original).graph.initializer}
+    for tensor in original.graph.initializer:
+        assert np.array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(copied[tensor.name]))
+        assert list(copied[tensor.name].dims) == list(tensor.dims)
+
+
+def test_the_part_of_a_rewrite_holds_only_what_its_nodes_read() -> None:
+    original = model()
+    node = helper.make_node("Mul", ["a", "two"], ["c"], name="onnxopt/site/0")
+    part = rewritten_part(original, view(original), Rewrite("site", ("c",), (node,), ()))
+    assert [n.name for n in part.graph.node] == ["onnxopt/site/0"]
+    assert [t.name for t in part.graph.initializer] == ["two"]
