@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto
 
-from onnxopt.discover.attention_site import AttentionSite, count
+from onnxopt.discover.attention_site import AttentionSite, EmptyRow, count
 from onnxopt.errors import InputError
 from onnxopt.lower.rewrite import Rewrite, is_own_node, rewritten_part
 from onnxopt.measure.environment import current_environment
@@ -33,6 +34,8 @@ PREDICTED_MARGIN = 1.1
 # With a measurement to follow, a prediction only has to be in reach of a gain.
 MEASURABLE_GAIN = 0.8
 _WHOLE_MODEL_SECONDS = 8.0
+# From here on float32 keeps fewer than four decimal places of a sum.
+_LARGE_CONSTANT = -1000.0
 
 
 @dataclass(frozen=True)
@@ -178,3 +181,22 @@ def every_pair(site: AttentionSite) -> bool:
     """Whether every query of every head needs every key."""
     keys = len(site.key_tokens)
     return all(int(lists.lengths.min()) >= keys for lists in site.lists)
+
+
+def loses_digits(site: AttentionSite) -> bool:
+    """Whether adding bias and mask in another order than the graph shows in the result.
+
+    That is so where a row has no key left, its constant cancels in the softmax, and the constant is so large that
+    little of the bias is left beside it in float32.
+    """
+    if site.empty_kind is not EmptyRow.UNMASKED:
+        return False
+    for head in range(site.heads):
+        bias = site.bias_of(head)
+        if bias is None:
+            continue
+        of_empty = np.repeat(site.head_empty[head], site.lists_of(head).lengths)
+        constants = bias[of_empty]
+        if np.any(constants < _LARGE_CONSTANT) and np.any(constants != constants[0]):
+            return True
+    return False

@@ -16,6 +16,7 @@ from onnxopt.decide import (
     SiteReport,
     every_pair,
     found_attention,
+    loses_digits,
     own_nodes,
 )
 from onnxopt.discover.attention import find_attention
@@ -145,6 +146,10 @@ def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objecti
         return report.kept("no query has a key: all its results are zeros")
     if form == "plugin":
         return _attention_plugin(judge, site, report)
+    if loses_digits(site):
+        return report.kept(
+            "rows without keys carry a large constant and a bias, and float32 sums them in one order only"
+        )
     plan = plan_attention(site, CpuRates.of(reference_cpu()), objective)
     report = replace(report, planned=_planned_attention(plan))
     if plan.computed >= site.heads * site.rows * len(site.key_tokens):

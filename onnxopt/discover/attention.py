@@ -27,7 +27,8 @@ T = TypeVar("T")
 
 
 def find_attention(graph: Graph) -> tuple[list[AttentionSite], list[Refusal]]:
-    """Every attention in topological order, ids ``attention-0`` on, and a refusal for each softmax that is none.
+    """Every attention in topological order, ids ``attention-0`` on, and a refusal for each softmax that is
+    none.
 
     A graph with a symbolic batch must be viewed at batch 2, so that what depends on the batch shows.
     """
@@ -69,7 +70,7 @@ def _trace(graph: Graph, normalisation: Normalisation, batch: int) -> AttentionS
     rows, slots = rows_by_head(graph, scores, values, batch)
     found = _head_rows(scores, values, rows)
     tokens, counts = trace_tokens(graph, [scores.q.operand, scores.k.operand], batch)
-    query_tokens = _token_of(found[0].queries, scores.q.operand, tokens[0])
+    query_tokens = _token_of(found[0].asked, scores.q.operand, tokens[0])
     head_tokens = [_token_of(h.keys, scores.k.operand, tokens[1]) for h in found]
     found, key_tokens = numbered_alike(found, head_tokens)
     head_empty = np.stack([h.empty for h in found])
@@ -152,10 +153,7 @@ def _distinct_biases(biases: list[np.ndarray | None]) -> tuple[list[np.ndarray],
 def _token_of(vectors: np.ndarray, operand: Operand, tokens: np.ndarray) -> np.ndarray:
     """The token of each vector; -1 for zero vectors and phantoms."""
     row_of_vector = np.concatenate(
-        [
-            np.repeat(np.arange(s.rows) + offset, s.channels // operand.width)
-            for s, offset in _row_offsets(operand)
-        ]
+        [np.repeat(np.arange(s.rows) + offset, s.channels // operand.width) for s, offset in _row_offsets(operand)]
     )
     return np.where(vectors >= 0, tokens[row_of_vector[vectors]], -1)
 
@@ -175,7 +173,9 @@ def _nodes_between(graph: Graph, output: str, stops: set[str]) -> tuple[str, ...
 
 
 def _grouped(graph: Graph, sites: list[AttentionSite]) -> list[AttentionSite]:
-    """Mark the sites whose results one Concat joins: together they are one attention, written as several softmaxes."""
+    """Mark the sites whose results one Concat joins: together they are one attention, written as several
+    softmaxes.
+    """
     joined: dict[int, list[int]] = {}
     for number, site in enumerate(sites):
         name = site.output

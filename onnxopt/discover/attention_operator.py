@@ -1,16 +1,17 @@
 """ONNX's own Attention operator (opset 23), written out in the primitives that discovery reads.
 
-The written-out nodes exist in the analysis only. They carry the operator's node name, and its output keeps its name, so
-that a site found among them names what is in the model.
+The written-out nodes exist in the analysis only. They carry the operator's node name, and its output keeps
+its name, so that a site found among them names what is in the model.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from onnxopt.discover.refusal import INCONSISTENT, NotASite, Refusal, node_name, reason_for
 from onnxopt.model.graph import Graph, Shape, attribute
@@ -26,7 +27,8 @@ _REFUSED_OUTPUTS = {1: "present keys", 2: "present values", 3: "its scores"}
 class Expanded:
     """A view in which Attention operators are written out.
 
-    ``weights`` names the softmax results inside them; ``refusals`` the operators that stay as they are, with reasons.
+    ``weights`` names the softmax results inside them; ``refusals`` the operators that stay as they are, with
+    reasons.
     """
 
     graph: Graph
@@ -52,11 +54,6 @@ def write_out_attention(graph: Graph) -> Expanded:
                 refusals.append(Refusal(node_name(node), node.op_type, reason_for(error)))
         nodes.append(node)
     return Expanded(graph.with_nodes(nodes), frozenset(weights), tuple(refusals))
-
-
-def expand_attention(model: ModelProto) -> ModelProto:
-    """The model itself: :func:`onnxopt.discover.attention.find_attention` writes Attention operators out on its own."""
-    return model
 
 
 def _is_attention(node: NodeProto) -> bool:
@@ -155,7 +152,7 @@ class _Writer:
     def _reshape(self, name: str, shape: Shape, output: str = "") -> str:
         return self._add("Reshape", [name, self._constant(np.array(shape, np.int64))], output=output)
 
-    def _add(self, kind: str, inputs: list[str], output: str = "", **attributes: object) -> str:
+    def _add(self, kind: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
         output = output or f"{self.prefix}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, inputs, [output], name=node_name(self.node), **attributes))
         return output
@@ -189,9 +186,7 @@ def _added(graph: Graph, name: str, shape: Shape) -> np.ndarray:
         raise NotASite(f"the value of its mask {name!r} is not known")
     mask = np.asarray(mask)
     if mask.ndim < 1 or mask.shape[-1] != shape[-1] or not _broadcasts(mask.shape, shape):
-        raise NotASite(
-            f"its mask {name!r} of shape {list(mask.shape)} does not fit scores of shape {list(shape)}"
-        )
+        raise NotASite(f"its mask {name!r} of shape {list(mask.shape)} does not fit scores of shape {list(shape)}")
     if mask.dtype == np.bool_:
         return np.where(mask, np.float32(0), np.float32(-np.inf))
     return mask.astype(np.float32)

@@ -11,7 +11,9 @@ from onnxopt.discover.operand import Operand
 
 
 class EmptyRow(Enum):
-    """What the graph computes for a query all of whose keys are masked."""
+    """What the graph computes, in float32, for a query all of whose keys are masked: equal weights for the
+    keys of its list, the softmax of their biased scores, zeros, or NaN.
+    """
 
     UNIFORM = "uniform"
     UNMASKED = "unmasked"
@@ -23,8 +25,9 @@ class EmptyRow(Enum):
 class KeyLists:
     """Which keys each query row of a head attends to; rows with the same keys share a list.
 
-    Row ``r`` has ``keys[offsets[c] : offsets[c + 1]]`` with ``c = row_list[r]``. The numbers are int32 and index
-    :attr:`AttentionSite.key_vectors`; they ascend within a list and repeat where the graph repeats a key.
+    Row ``r`` has ``keys[offsets[c] : offsets[c + 1]]`` with ``c = row_list[r]``. The numbers are int32 and
+    index :attr:`AttentionSite.key_vectors`; they ascend within a list and repeat where the graph repeats a
+    key.
     """
 
     row_list: np.ndarray
@@ -51,14 +54,16 @@ class AttentionSite:
 
     Query row ``r`` of head ``h`` is vector ``query_vectors[h, r]`` of ``q``'s table, key ``j`` is
     ``key_vectors[h, j]`` of ``k``'s and ``value_vectors[h, j]`` of ``v``'s; -1 is a zero vector. A score is
-    ``scale[h] * (q . k)``, plus ``biases[head_bias[h]]`` where that is not -1: one float32 a row and key, row after
-    row in the order of the key lists. Biases are -inf or hugely negative only in rows without a live key.
+    ``scale[h] * (q . k)``, plus ``biases[head_bias[h]]`` where that is not -1: one float32 a row and key, row
+    after row in the order of the key lists. Biases are -inf or hugely negative only in rows without a live
+    key.
 
-    The result of row ``r`` of head ``h`` goes wherever ``slots`` (output rows x channel blocks of ``v.width``) holds
-    ``h * rows + r``; -1 is a block of zeros. ``output`` has the shape ``output_shape`` at the view's batch size, with
-    its channels along ``channel_axis``. ``lists`` has one entry for every distinct head pattern; head ``h`` has
-    ``lists[head_lists[h]]``. ``empty`` marks rows all of whose keys are masked in every head, ``head_empty`` (heads x
-    rows) those of each head; the lists of empty rows hold what the graph takes the softmax of, if anything.
+    The result of row ``r`` of head ``h`` goes wherever ``slots`` (output rows x channel blocks of
+    ``v.width``) holds ``h * rows + r``; -1 is a block of zeros. ``output`` has the shape ``output_shape`` at
+    the view's batch size, with its channels along ``channel_axis``. ``lists`` has one entry for every
+    distinct head pattern; head ``h`` has ``lists[head_lists[h]]``. ``empty`` marks rows all of whose keys are
+    masked in every head, ``head_empty`` (heads x rows) those of each head; the lists of empty rows hold what
+    the graph takes the softmax of, if anything.
 
     Tokens are the rows that projections read; -1 is a phantom. ``tokens`` counts those that keys come from.
     """

@@ -15,9 +15,7 @@ from onnxopt.discover.values import ValueMap
 from onnxopt.model.graph import Graph
 
 
-def rows_by_head(
-    graph: Graph, scores: ScoreMap, values: ValueMap, batch: int
-) -> tuple[np.ndarray, np.ndarray]:
+def rows_by_head(graph: Graph, scores: ScoreMap, values: ValueMap, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Softmax rows as (batch elements x heads x rows), in the order of the output, and the output's slots.
 
     Raises :class:`NotASite` where batch elements or heads fill the output unevenly.
@@ -44,7 +42,8 @@ def rows_by_head(
 
 
 def _labels(graph: Graph, scores: ScoreMap, rows: np.ndarray, columns: np.ndarray, batch: int) -> np.ndarray:
-    """The head of each softmax row: by the channels of its query, else by where the query's or the result's head stands.
+    """The head of each softmax row: by the channels of its query, else by where the query's or the result's
+    head stands.
 
     ``columns`` are the channel blocks of the output that the rows fill.
     """
@@ -52,9 +51,7 @@ def _labels(graph: Graph, scores: ScoreMap, rows: np.ndarray, columns: np.ndarra
     every = np.broadcast_to(scores.query, scores.shape)
     query = every[index].max(axis=1) if scores.query.shape[-1] > 1 else every[(*index, 0)]
     operand = scores.q.operand
-    blocks = np.concatenate(
-        [np.tile(np.arange(s.channels // operand.width), s.rows) for s in operand.sources]
-    )
+    blocks = np.concatenate([np.tile(np.arange(s.channels // operand.width), s.rows) for s in operand.sources])
     label = np.where(query >= 0, blocks[query % operand.vectors], -1)
     if len(np.unique(label[label >= 0])) <= 1:
         along = _axis_of_heads(graph, operand, query, index[1], batch) if len(scores.shape) == 4 else None
@@ -89,9 +86,7 @@ def _axis_of_heads(
     return None
 
 
-def numbered_alike(
-    heads: Sequence[HeadRows], tokens: Sequence[np.ndarray]
-) -> tuple[list[HeadRows], np.ndarray]:
+def numbered_alike(heads: Sequence[HeadRows], tokens: Sequence[np.ndarray]) -> tuple[list[HeadRows], np.ndarray]:
     """The heads with key numbers that mean the same token in each, and the token of every number.
 
     ``tokens`` gives the token of each key of each head. Heads whose keys are others get numbers of their own.
@@ -124,7 +119,9 @@ def _alike(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def heads_apart(tokens: Sequence[np.ndarray]) -> int:
-    """How many copies of the tokens there are because heads stand apart in the tensor that the keys come from."""
-    sets = list({own.tobytes(): np.unique(own[own >= 0]) for own in tokens}.values())
-    distinct = len(np.unique(np.concatenate(sets)))
-    return len(sets) if distinct == sum(len(own) for own in sets) else 1
+    """How many copies of the tokens there are because heads stand apart in the tensor that the keys come
+    from.
+    """
+    sets = {own.tobytes(): own for own in (np.unique(t[t >= 0]) for t in tokens) if own.size}
+    distinct = len(np.unique(np.concatenate([*sets.values(), np.empty(0, np.int64)])))
+    return max(1, len(sets)) if distinct == sum(len(own) for own in sets.values()) else 1

@@ -8,20 +8,25 @@ import numpy as np
 
 from onnxopt.discover.attention_site import EmptyRow, KeyLists
 from onnxopt.discover.refusal import NotASite
-from onnxopt.discover.scores import MASK_THRESHOLD, ScoreMap
+from onnxopt.discover.row_classes import row_classes, wide_rows
+from onnxopt.discover.scores import MASK_THRESHOLD, SWALLOWING, ScoreMap
 from onnxopt.discover.values import ValueMap
 from onnxopt.model.graph import Shape
 
-# Added in float32 to a score within +-16, a constant beyond the first leaves nothing of it; the second, of any score.
+# Added in float32 to a score within +-16, a constant beyond this leaves nothing of it.
 _ABSORBING = -5e8
-_SWALLOWING = -1e30
-_CHUNK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
 class HeadRows:
-    """One head: vector numbers of its queries, keys and values, its key lists, its bias and its rows without keys."""
+    """One head: vector numbers of its queries, keys and values, its key lists, its bias and its rows without
+    keys.
 
+    ``asked`` are the queries as the graph asks them; in ``queries`` those whose every score a constant
+    replaced are zero vectors.
+    """
+
+    asked: np.ndarray
     queries: np.ndarray
     keys: np.ndarray
     values: np.ndarray
@@ -34,7 +39,9 @@ class HeadRows:
 
 @dataclass(frozen=True)
 class _Elements:
-    """The softmax elements of the chosen rows; arrays are rows x keys, of length 1 along what they do not vary with."""
+    """The softmax elements of the chosen rows; arrays are rows x keys, of length 1 along what they do not
+    vary with.
+    """
 
     query: np.ndarray
     key: np.ndarray
@@ -64,7 +71,9 @@ def head_rows(scores: ScoreMap, values: ValueMap, rows: np.ndarray, *, zero_keys
     keys_wide = scores.shape[-1]
     queries = _one_query(elements, count)
     live = elements.constant > MASK_THRESHOLD
-    has_live = live.any(axis=1)
+    if live.all():
+        live = np.ones((1, 1), bool)
+    has_live = np.asarray(live.any(axis=1))
     empty_kind = None
     constant = elements.constant
     if not has_live.all():
@@ -73,14 +82,16 @@ def head_rows(scores: ScoreMap, values: ValueMap, rows: np.ndarray, *, zero_keys
         if zero_keys and empty_kind is EmptyRow.ZERO:
             elements, live = _with_zero_keys(elements, live, has_live)
             constant = elements.constant
-    scale, key = _scaled_keys(elements, live)
-    classes, chosen = _classes(key, elements.value, live, keys_wide)
-    key, value, live = (_wide_rows(array, chosen, keys_wide) for array in (key, elements.value, live))
-    numbers, key_vectors, value_vectors = _number_keys(key, value, live)
+    scale, key, unscored = _scaled_keys(elements, live)
+    classes, chosen = row_classes(key, elements.value, live, keys_wide)
+    key, value, live = (wide_rows(array, chosen, keys_wide) for array in (key, elements.value, live))
+    numbers, key_vectors, value_vectors = _number_keys(key, value, live, zero_keys)
     lists, columns = _lists(numbers, live, classes, count)
     bias = _bias(constant, lists, columns, np.broadcast_to(classes, (count,)))
     empty = np.zeros(count, bool) | ~np.broadcast_to(has_live, (count,))
-    return HeadRows(queries, key_vectors, value_vectors, lists, bias, scale, empty, empty_kind)
+    return HeadRows(
+        queries, np.where(unscored, -1, queries), key_vectors, value_vectors, lists, bias, scale, empty, empty_kind
+    )
 
 
 def _elements(scores: ScoreMap, values: ValueMap, rows: np.ndarray, element: int) -> _Elements:
@@ -95,9 +106,10 @@ def _elements(scores: ScoreMap, values: ValueMap, rows: np.ndarray, element: int
         return np.asarray(inside)
 
     query = local(scores.query, scores.q.operand.vectors)
+    key = local(scores.key, scores.k.operand.vectors)
     return _Elements(
         query=query,
-        key=np.where(query >= 0, local(scores.key, scores.k.operand.vectors), -1),
+        key=key if (query >= 0).all() else np.where(query >= 0, key, -1),
         value=local(values.value, values.v.operand.vectors),
         factor=_pick(scores.factor, index, scores.shape),
         constant=_pick(scores.constant, index, scores.shape),
@@ -105,11 +117,13 @@ def _elements(scores: ScoreMap, values: ValueMap, rows: np.ndarray, element: int
 
 
 def _pick(values: np.ndarray, index: tuple[np.ndarray, ...], shape: Shape) -> np.ndarray:
-    """Rows of an array that broadcasts to ``shape``: rows x keys, one row where all chosen rows are the same one."""
+    """Rows of an array that broadcasts to ``shape``: rows x keys, one row where all chosen rows are the same
+    one.
+    """
     values = values.reshape([1] * (len(shape) - values.ndim) + list(values.shape))
     own = [np.where(values.shape[axis] == 1, 0, i) for axis, i in enumerate(index)]
     if all(np.all(i == i[0]) for i in own if i.size):
-        return values[tuple(int(i[0]) if i.size else 0 for i in own)][None]
+        return np.asarray(values[tuple(int(i[0]) if i.size else 0 for i in own)])[None]
     return np.asarray(values[tuple(own)])
 
 
@@ -142,9 +156,7 @@ def _empty_rows(elements: _Elements, has_live: np.ndarray, guarded: bool) -> tup
     return EmptyRow.UNIFORM if replaced else EmptyRow.UNMASKED, finite
 
 
-def _with_zero_keys(
-    elements: _Elements, live: np.ndarray, has_live: np.ndarray
-) -> tuple[_Elements, np.ndarray]:
+def _with_zero_keys(elements: _Elements, live: np.ndarray, has_live: np.ndarray) -> tuple[_Elements, np.ndarray]:
     """Rows without keys with their first element, a zero vector, as their only one."""
     shape = (len(has_live), live.shape[1])
     first = ~has_live[:, None] & (np.arange(shape[1]) == 0)
@@ -156,77 +168,32 @@ def _with_zero_keys(
     ), np.where(has_live[:, None], live, first)
 
 
-def _scaled_keys(elements: _Elements, live: np.ndarray) -> tuple[float, np.ndarray]:
-    """The one scale of all scores, and the keys with those that are constants turned into zero vectors."""
+def _scaled_keys(elements: _Elements, live: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """The one scale of all scores, the keys, and which rows have no score.
+
+    A score that a constant replaced is a zero vector's: the key's, or the query's where that holds for the
+    whole row.
+    """
     if elements.factor.size == 1 and elements.factor.flat[0] != 0:
-        return float(elements.factor.flat[0]), elements.key
+        return float(elements.factor.flat[0]), elements.key, np.zeros(1, bool)
     shape = np.broadcast_shapes(elements.factor.shape, elements.key.shape, live.shape)
     factor = np.broadcast_to(elements.factor, shape)
     scales = factor[np.broadcast_to(live & (factor != 0) & (elements.key >= 0), shape)]
     scale = float(scales.flat[0]) if scales.size else 1.0
     if np.any(scales != scale):
         raise NotASite(f"scores of one head are scaled unevenly, from {scales.min():g} to {scales.max():g}")
-    # A score that was replaced by a constant is a zero vector's, unless the constant swallows any score anyway.
-    replaced = live & (factor == 0) & (elements.constant > _SWALLOWING)
-    return scale, np.where(replaced, -1, elements.key) if replaced.any() else elements.key
-
-
-def _classes(
-    key: np.ndarray, value: np.ndarray, live: np.ndarray, wide: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The class of each row and a row of each class; rows of a class have equal live elements in equal columns.
-
-    Rows are told apart by a 64-bit hash, which is then checked element by element.
-    """
-    arrays = (key, value, live)
-    rows = max(len(array) for array in arrays)
-    if rows == 1:
-        return np.zeros(1, np.int64), np.zeros(1, np.int64)
-    weight = np.random.default_rng(0x5EED).integers(1, 1 << 62, wide, dtype=np.uint64) * np.uint64(
-        2
-    ) + np.uint64(1)
-    hashes = np.empty(rows, np.uint64)
-    step = max(1, _CHUNK_ELEMENTS // wide)
-    for start in range(0, rows, step):
-        some = np.arange(start, min(start + step, rows))
-        hashes[some] = (_mixed(*(_wide_rows(array, some, wide) for array in arrays)) * weight).sum(axis=1)
-    _, chosen, classes = np.unique(hashes, return_index=True, return_inverse=True)
-    # Numbered by first appearance: heads whose rows attend alike then have equal lists.
-    order = np.argsort(chosen)
-    chosen, classes = chosen[order], np.argsort(order)[classes]
-    for start in range(0, rows, step):
-        some = np.arange(start, min(start + step, rows))
-        twins = chosen[classes[some]]
-        alive = _wide_rows(live, some, wide)
-        if not np.array_equal(alive, _wide_rows(live, twins, wide)) or any(
-            np.any((_wide_rows(array, some, wide) != _wide_rows(array, twins, wide)) & alive)
-            for array in (key, value)
-        ):
-            raise NotASite("two different rows have equal hashes")
-    return classes, chosen
-
-
-def _mixed(key: np.ndarray, value: np.ndarray, live: np.ndarray) -> np.ndarray:
-    """A well-mixed 64-bit number for each live (key, value) pair, 0 where masked."""
-    mixed = (key + 1).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed += (value + 2).astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
-    mixed ^= mixed >> np.uint64(29)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(32)
-    mixed *= live
-    return mixed
-
-
-def _wide_rows(array: np.ndarray, rows: np.ndarray, wide: int) -> np.ndarray:
-    """Some rows of an array that may have one row, or one column, for all."""
-    some = array[rows] if len(array) > 1 else array
-    return np.broadcast_to(some, (len(rows), wide))
+    # Beside a constant that swallows any score it does not matter that there is none.
+    replaced = live & (factor == 0) & (elements.constant > SWALLOWING)
+    unscored = replaced.any(axis=1) & (replaced | ~live).all(axis=1)
+    replaced &= ~unscored[:, None]
+    return scale, np.where(replaced, -1, elements.key) if replaced.any() else elements.key, unscored
 
 
 def _number_keys(
-    key: np.ndarray, value: np.ndarray, live: np.ndarray
+    key: np.ndarray, value: np.ndarray, live: np.ndarray, zero_key: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the distinct (key vector, value vector) pairs; masked keys count too, so that heads number alike.
+    """Number the distinct (key vector, value vector) pairs; masked keys count too, so that heads number
+    alike, and with ``zero_key`` a pair of zero vectors even where there is none.
 
     Returns the number of each element, and the key and value vector of each number.
     """
@@ -234,8 +201,9 @@ def _number_keys(
     partner = np.full(table, -2, np.int64)
     partner[key + 1] = value
     zero_keys = live & (key < 0)
-    partner[0] = value[zero_keys][0] if zero_keys.any() else -2
-    # Where a mask replaced the score, nothing tells which key it was; such elements are not live and have no number.
+    partner[0] = value[zero_keys][0] if zero_keys.any() else (-1 if zero_key else -2)
+    # Where the graph wrote over a score, nothing tells which key it was; such elements are not live and have
+    # no number.
     if np.all((partner[key + 1] == value) | ((key < 0) & ~zero_keys)):
         used = np.flatnonzero(partner != -2)
         rank = np.full(table, -1, np.int32)
@@ -243,15 +211,15 @@ def _number_keys(
         return rank[key + 1], used - 1, partner[used]
     base = int(value.max()) + 2
     codes = np.where(live | (key >= 0), (key + 1).astype(np.int64) * base + value + 1, -1)
-    pairs, numbers = np.unique(codes, return_inverse=True)
+    always = np.array([0] if zero_key else [], np.int64)
+    pairs, numbers = np.unique(np.concatenate([always, codes.reshape(-1)]), return_inverse=True)
     unknown = int(pairs[0] < 0)
     pairs = pairs[unknown:]
-    return (numbers.reshape(key.shape) - unknown).astype(np.int32), pairs // base - 1, pairs % base - 1
+    numbers = numbers[len(always) :].reshape(key.shape) - unknown
+    return numbers.astype(np.int32), pairs // base - 1, pairs % base - 1
 
 
-def _lists(
-    numbers: np.ndarray, live: np.ndarray, classes: np.ndarray, count: int
-) -> tuple[KeyLists, list[np.ndarray]]:
+def _lists(numbers: np.ndarray, live: np.ndarray, classes: np.ndarray, count: int) -> tuple[KeyLists, list[np.ndarray]]:
     """Key lists from one row a class, and for each class the columns of its list in the order of the list."""
     columns = []
     known: dict[bytes, int] = {}
@@ -271,9 +239,7 @@ def _lists(
     return KeyLists(np.array(np.broadcast_to(list_of_class[classes], (count,))), offsets, keys), columns
 
 
-def _bias(
-    constant: np.ndarray, lists: KeyLists, columns: list[np.ndarray], classes: np.ndarray
-) -> np.ndarray | None:
+def _bias(constant: np.ndarray, lists: KeyLists, columns: list[np.ndarray], classes: np.ndarray) -> np.ndarray | None:
     """What is added to each live score, row after row; None where that is nothing."""
     if not np.any(constant[constant > MASK_THRESHOLD]) and constant.min() > MASK_THRESHOLD:
         return None

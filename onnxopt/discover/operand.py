@@ -1,8 +1,9 @@
 """Queries, keys and values as vectors that stand somewhere in the graph.
 
-A *source* is the tensor behind the movement: a projection's output, rows x channels. Cut into runs of ``width``
-channels it is a table of vectors; a packed qkv of H heads has 3H of them a row. Every operand of a score or value
-product is then an array of vector numbers, and heads, windows, rolls and gathers are nothing but those numbers.
+A *source* is the tensor behind the movement: a projection's output, rows x channels. Cut into runs of
+``width`` channels it is a table of vectors; a packed qkv of H heads has 3H of them a row. Every operand of a
+score or value product is then an array of vector numbers, and heads, windows, rolls and gathers are nothing
+but those numbers.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from functools import partial
 import numpy as np
 from onnx import NodeProto
 
-from onnxopt.discover.movement import Trace, moved_inputs, run_traced, scaling_input, walk_back
+from onnxopt.discover.movement import moved_inputs, scaling_input, walk_back
 from onnxopt.discover.refusal import NotASite
-from onnxopt.model.graph import Graph, Shape
+from onnxopt.discover.tracing import Trace, counting, run_traced
+from onnxopt.model.graph import Graph
 
 
 @dataclass(frozen=True)
 class Source:
     """A tensor that holds vectors.
 
-    ``rows`` per batch element, ``channels`` a row. ``channel_axis`` is -1, or 1 where a convolution made the tensor.
+    ``rows`` per batch element, ``channels`` a row. ``channel_axis`` is -1, or 1 where a convolution made the
+    tensor.
     """
 
     tensor: str
@@ -50,10 +53,11 @@ class Operand:
 
 @dataclass(frozen=True)
 class TracedOperand:
-    """Vector numbers of a tensor: ``vectors`` has the tensor's shape with the summed axis reduced to length 1.
+    """Vector numbers of a tensor: ``vectors`` has the tensor's shape with the summed axis reduced to length
+    1.
 
-    A number is ``batch element * operand.vectors + vector``; -1 is a zero vector that the graph put there. ``scale``
-    has the same shape (or is all ones of length 1) and holds the factor on each vector.
+    A number is ``batch element * operand.vectors + vector``; -1 is a zero vector that the graph put there.
+    ``scale`` has the same shape (or is all ones of length 1) and holds the factor on each vector.
     """
 
     operand: Operand
@@ -66,9 +70,10 @@ def trace_operands(
 ) -> list[TracedOperand]:
     """Trace tensors back to their sources; ``targets`` are (tensor, axis along which a vector lies).
 
-    All targets share one table. ``batch`` is the number of batch elements along the sources' first axis. With ``scaled``
-    the way back goes through multiplications by constants; where these differ from channel to channel it ends at them.
-    Raises :class:`NotASite` where channels are mixed, strided or start between two vectors.
+    All targets share one table. ``batch`` is the number of batch elements along the sources' first axis. With
+    ``scaled`` the way back goes through multiplications by constants; where these differ from channel to
+    channel it ends at them. Raises :class:`NotASite` where channels are mixed, strided or start between two
+    vectors.
     """
     refused: list[NotASite] = []
     tried: set[tuple[Source, ...]] = set()
@@ -86,9 +91,7 @@ def trace_operands(
     raise refused[0]
 
 
-def _follow(
-    graph: Graph, scaling: Callable[[Graph, NodeProto], str | None], node: NodeProto
-) -> list[str] | None:
+def _follow(graph: Graph, scaling: Callable[[Graph, NodeProto], str | None], node: NodeProto) -> list[str] | None:
     scaled = scaling(graph, node)
     return [scaled] if scaled is not None else moved_inputs(graph, node)
 
@@ -168,15 +171,15 @@ def _width(graph: Graph, targets: Sequence[tuple[str, int]]) -> int:
 def _indices(graph: Graph, sources: Sequence[Source], batch: int) -> list[np.ndarray]:
     """Element numbers from 1, in the order batch element, source, row, channel."""
     total = sum(s.rows * s.channels for s in sources)
-    offset = 1
+    every = counting(1, total * batch).reshape(batch, total)
+    offset = 0
     result = []
     for source in sources:
         size = source.rows * source.channels
         shape = graph.shape(source.tensor)
         assert shape is not None
         moved = [*shape[:1], *shape[2:], shape[1]] if source.channel_axis == 1 else list(shape)
-        numbers = offset + np.arange(size, dtype=np.int64) + total * np.arange(batch, dtype=np.int64)[:, None]
-        numbers = numbers.reshape(moved)
+        numbers = every[:, offset : offset + size].reshape(moved)
         result.append(np.moveaxis(numbers, -1, 1) if source.channel_axis == 1 else numbers)
         offset += size
     return result
@@ -186,11 +189,9 @@ def _vectors(indices: np.ndarray, axis: int, width: int, name: str) -> np.ndarra
     """Element numbers to vector numbers, checking that each vector is a whole, aligned run of channels."""
     moved = np.moveaxis(indices, axis, -1)
     first = moved[..., :1]
-    expected = np.where(first > 0, first + np.arange(width, dtype=np.int64), 0)
+    expected = np.where(first > 0, first + np.arange(width, dtype=first.dtype), 0)
     if not np.array_equal(moved, expected):
-        raise NotASite(
-            f"{name!r} does not hold whole vectors of {width} neighbouring channels along axis {axis}"
-        )
+        raise NotASite(f"{name!r} does not hold whole vectors of {width} neighbouring channels along axis {axis}")
     if np.any((first > 0) & ((first - 1) % width != 0)):
         raise NotASite(f"{name!r} holds vectors that do not start at a multiple of {width} channels")
     return np.moveaxis(np.where(first > 0, (first - 1) // width, -1), -1, axis)

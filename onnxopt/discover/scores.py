@@ -1,7 +1,8 @@
-"""From the score products to the tensor that a softmax normalises: which score stands where, and what is added to it.
+"""From the score products to the tensor that a softmax normalises: which score stands where, and what is
+added to it.
 
-Whatever the exporter wrote between them (scales, biases, masks, joins of several products, scatters) is affine in each
-score, so three traces recover it: the score's number, its factor, and the constant.
+Whatever the exporter wrote between them (scales, biases, masks, joins of several products, scatters) is
+affine in each score, so three traces recover it: the score's number, its factor, and the constant.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxopt.discover.contraction import Contraction, align, contraction, is_product
-from onnxopt.discover.movement import Trace, affine_input, moved_inputs, run_traced, walk_back
+from onnxopt.discover.movement import affine_input, moved_inputs, walk_back
 from onnxopt.discover.operand import TracedOperand, trace_operands
 from onnxopt.discover.refusal import NotASite
+from onnxopt.discover.tracing import Trace, counting, run_traced
 from onnxopt.model.graph import Graph, Shape
 
 # A constant of at most this, added to a score or put in its place, is a mask; a weaker one is bias.
 MASK_THRESHOLD = -50.0
+# Added in float32 to any score, a constant beyond this leaves nothing of it.
+SWALLOWING = -1e30
+# Where data moves between product and softmax, each score takes up to 40 bytes while it is traced: 10 GB.
+MOST_SCORES = 1 << 28
 _STILL = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Dropout"}
 
 
@@ -26,8 +32,9 @@ _STILL = {"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Dropout"}
 class ScoreMap:
     """Every element of the normalised tensor, of shape ``shape``; each array broadcasts to it.
 
-    ``query`` and ``key`` are vector numbers (-1: a zero vector, score 0), ``factor`` the scale on the dot product,
-    ``constant`` what is added. ``runtime`` names tensors of the input's making that are added or choose.
+    ``query`` and ``key`` are vector numbers (-1: a zero vector, score 0), ``factor`` the scale on the dot
+    product, ``constant`` what is added. ``runtime`` names tensors of the input's making that are added or
+    choose.
     """
 
     shape: Shape
@@ -64,7 +71,9 @@ def trace_scores(graph: Graph, scores: str, batch: int) -> ScoreMap:
             continue
         products.append(contraction(graph, node))
     if not products:
-        raise NotASite("no product of two tensors that depend on the input leads to it")
+        raise NotASite(
+            f"no product of two tensors that depend on the input leads to it; the way back ends at {stops[0]!r}"
+        )
     lefts, rights = _trace_sides(graph, products, batch)
     elements, small = _element_numbers(graph, scores, nodes, products)
     factor = _trace_values(graph, scores, nodes, products, runtime, Trace.SCALE, small)
@@ -152,9 +161,7 @@ def _trace_sides(
     sides = []
     for product in products:
         if len(product.summed) != 1:
-            raise NotASite(
-                f"{product.node.op_type} {product.node.name!r} sums over {len(product.summed)} axes"
-            )
+            raise NotASite(f"{product.node.op_type} {product.node.name!r} sums over {len(product.summed)} axes")
         sides.append((product.left_axes.index(product.summed), product.right_axes.index(product.summed)))
     lefts = trace_operands(graph, [(p.left, s[0]) for p, s in zip(products, sides, strict=True)], batch)
     rights = trace_operands(graph, [(p.right, s[1]) for p, s in zip(products, sides, strict=True)], batch)
@@ -166,8 +173,8 @@ def _element_numbers(
 ) -> tuple[np.ndarray | None, bool]:
     """For each element of the normalised tensor the number of its score, from 0; -1 where there is none.
 
-    None where the one product's own order is kept throughout, which spares the largest arrays. The flag says that no
-    data moves at all between product and softmax.
+    None where the one product's own order is kept throughout, which spares the largest arrays. The flag says
+    that no data moves at all between product and softmax.
     """
     shapes = [_known_shape(graph, p.output) for p in products]
     still = all(node.op_type in _STILL for node in nodes)
@@ -177,10 +184,12 @@ def _element_numbers(
     feeds = {}
     for product, shape in zip(products, shapes, strict=True):
         size = int(np.prod(shape))
-        feeds[product.output] = np.arange(offset, offset + size, dtype=np.int64).reshape(shape)
+        if offset + size > MOST_SCORES:
+            raise NotASite(f"its products have more than {MOST_SCORES:,} scores, which are traced one by one")
+        feeds[product.output] = counting(offset, size).reshape(shape)
         offset += size
     for name in _other_stops(graph, nodes, feeds):
-        feeds[name] = np.zeros(_known_shape(graph, name), np.int64)
+        feeds[name] = np.zeros(_known_shape(graph, name), np.int32)
     # Also where a mask replaces a score it is known which one it was.
     numbers = run_traced(graph, nodes, feeds, [scores], Trace.INDEX, through_masks=True)[scores]
     return numbers - 1, False
@@ -195,12 +204,15 @@ def _trace_values(
     trace: Trace,
     small: bool,
 ) -> np.ndarray:
-    """The factor on each score, or the constant added to it, in an array that broadcasts to the normalised tensor."""
-    if trace is Trace.SCALE and not any(node.op_type in ("Mul", "Div", "Sub") for node in nodes):
+    """The factor on each score, or the constant added to it, in an array that broadcasts to the normalised
+    tensor.
+    """
+    kinds = {node.op_type for node in nodes}
+    if trace is Trace.SCALE and not kinds & {"Mul", "Div", "Sub"} and not _replaces(graph, nodes):
         return np.ones([1] * len(_known_shape(graph, scores)))
     value = 1.0 if trace is Trace.SCALE else 0.0
     # Constants in float32 are what a float32 model adds, to the bit; they are as many as the scores.
-    dtype = np.float64 if trace is Trace.SCALE else np.float32
+    dtype = np.float64 if trace is Trace.SCALE and kinds & {"Mul", "Div"} else np.float32
     feeds = {}
     for product in products:
         shape = _known_shape(graph, product.output)
@@ -211,6 +223,18 @@ def _trace_values(
     result = run_traced(graph, nodes, feeds, [scores], trace)[scores]
     rank = len(_known_shape(graph, scores))
     return result.reshape([1] * (rank - result.ndim) + list(result.shape))
+
+
+def _replaces(graph: Graph, nodes: list[NodeProto]) -> bool:
+    """Whether a constant takes the place of a score that is too weak to swallow it, so that it matters that
+    it does.
+    """
+    for node in nodes:
+        if node.op_type == "Where":
+            values = [graph.constant(name) for name in node.input[1:]]
+            if any(value is not None and value.size and value.max() > SWALLOWING for value in values):
+                return True
+    return False
 
 
 def _other_stops(graph: Graph, nodes: list[NodeProto], feeds: dict[str, np.ndarray]) -> list[str]:
@@ -253,9 +277,7 @@ def _look_up(
     key = np.concatenate([*keys, nothing])[elements]
     if all(scale.size == 1 and scale.flat[0] == scales[0].flat[0] for scale in scales):
         return query, key, scales[0].reshape(1)
-    flat = [
-        _flat(s, _known_shape(graph, p.output), np.float64) for s, p in zip(scales, products, strict=True)
-    ]
+    flat = [_flat(s, _known_shape(graph, p.output), np.float64) for s, p in zip(scales, products, strict=True)]
     return query, key, np.concatenate([*flat, np.zeros(1)])[elements]
 
 

@@ -1,4 +1,6 @@
-"""Find where attention weights are normalised: a Softmax node, or the same written out as exp, mask, sum and divide."""
+"""Find where attention weights are normalised: a Softmax node, or the same written out as exp, mask, sum and
+divide.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from onnx import NodeProto
 
 from onnxopt.discover.refusal import INCONSISTENT, Refusal, node_name, reason_for
 from onnxopt.model.graph import Graph, attribute
+
+# Operators of this domain were written by this package and are final.
+OWN_DOMAIN = "onnxopt"
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,12 @@ def find_normalisations(graph: Graph) -> tuple[list[Normalisation], list[Refusal
     found: list[Normalisation] = []
     refused: list[Refusal] = []
     for node in graph.nodes:
-        if node.domain not in ("", "ai.onnx") or not graph.data_inputs(node):
+        if not graph.data_inputs(node):
+            continue
+        if node.domain not in ("", "ai.onnx"):
+            if "Attention" in node.op_type and node.domain != OWN_DOMAIN:
+                reason = f"an operator of the domain {node.domain!r}; give the model as it was exported"
+                refused.append(Refusal(node_name(node), node.op_type, reason))
             continue
         try:
             outcome = _normalisation(graph, node)
@@ -60,7 +70,9 @@ def _softmax(graph: Graph, node: NodeProto) -> Normalisation | Refusal:
 
 
 def _without_shift(graph: Graph, name: str) -> tuple[str, tuple[NodeProto, ...]]:
-    """``x`` where ``name`` is ``x - ReduceMax(x)``, which a softmax does not notice, and the nodes passed over."""
+    """``x`` where ``name`` is ``x - ReduceMax(x)``, which a softmax does not notice, and the nodes passed
+    over.
+    """
     node = graph.node_of(name)
     if node is None or node.op_type != "Sub":
         return name, ()

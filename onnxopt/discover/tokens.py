@@ -1,7 +1,8 @@
-"""Which token a row of a projection belongs to: the way back from a projection's output to the tokens it was made of.
+"""Which token a row of a projection belongs to: the way back from a projection's output to the tokens it was
+made of.
 
-Exporters pad, roll and window tokens before the projection. A row made of padding alone is a *phantom* (token -1): its
-key and value are the projection's bias.
+Exporters pad, roll and window tokens before the projection. A row made of padding alone is a *phantom* (token
+-1): its key and value are the projection's bias.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import NodeProto
 
-from onnxopt.discover.movement import Trace, affine_input, moved_inputs, run_traced, walk_back
+from onnxopt.discover.movement import affine_input, moved_inputs, walk_back
 from onnxopt.discover.operand import Operand
 from onnxopt.discover.refusal import NotASite
+from onnxopt.discover.tracing import Trace, run_traced
 from onnxopt.model.graph import Graph, Shape, attribute
 
 _CHANNELS_FIRST = {"Conv", "BatchNormalization", "InstanceNormalization", "Relu", "MaxPool", "AveragePool"}
@@ -24,10 +26,11 @@ _BATCH_STRIDE = 1 << 40
 
 
 def trace_tokens(graph: Graph, operands: Sequence[Operand], batch: int) -> tuple[list[np.ndarray], list[int]]:
-    """For each operand the token of every row of its table (int64, -1 for a phantom), and how many tokens there are.
+    """For each operand the token of every row of its table (int64, -1 for a phantom), and how many tokens
+    there are.
 
-    Tokens are numbered from 0 within one batch element, alike for all operands. Only what acts on each row by itself
-    is walked through; the walk ends at a normalisation, a product or a nonlinearity.
+    Tokens are numbered from 0 within one batch element, alike for all operands. Only what acts on each row by
+    itself is walked through; the walk ends at a normalisation, a product or a nonlinearity.
     """
     walk = _Walk(graph, batch)
     tokens = []
@@ -63,7 +66,9 @@ class _Walk:
         return {stop for name in names for stop in self.origin[name]}
 
     def rows(self, name: str, axis: int) -> np.ndarray:
-        """The number (from 1; 0 for padding) of the token behind each row, flat, channels lying along ``axis``."""
+        """The number (from 1; 0 for padding) of the token behind each row, flat, channels lying along
+        ``axis``.
+        """
         if (name, axis) in self.known:
             return self.known[name, axis]
         node = self.graph.node_of(name)
@@ -104,7 +109,8 @@ class _Walk:
         rows = self._row_count(name, axis)
         self.origin[name] = {name}
         if not self.graph.is_data(name):
-            # Constant rows (a class token joined after the projection, say) are tokens too, the same in each element.
+            # Constant rows (a class token joined after the projection, say) are tokens too, the same in each
+            # element.
             raise NotASite(f"the constant {name!r} takes part as a token after a projection")
         if rows % self.batch:
             raise NotASite(f"{name!r} has {rows} rows, which do not divide into {self.batch} batch elements")
@@ -113,9 +119,7 @@ class _Walk:
             self.stops[name] = (offset, rows // self.batch)
         offset, count = self.stops[name]
         numbers = 1 + offset + np.arange(count, dtype=np.int64)
-        return np.asarray(
-            (numbers + _BATCH_STRIDE * np.arange(self.batch, dtype=np.int64)[:, None]).reshape(-1)
-        )
+        return np.asarray((numbers + _BATCH_STRIDE * np.arange(self.batch, dtype=np.int64)[:, None]).reshape(-1))
 
     def _row_count(self, name: str, axis: int) -> int:
         shape = self._shape(name)
@@ -129,15 +133,15 @@ class _Walk:
 
 
 def row_wise_input(graph: Graph, node: NodeProto) -> tuple[str, int] | None:
-    """The tensor that a node maps row by row with constant weights, and where its channels lie; None for others."""
+    """The tensor that a node maps row by row with constant weights, and where its channels lie; None for
+    others.
+    """
     affine = affine_input(graph, node)
     if affine is not None and graph.shape(affine) == graph.shape(node.output[0]):
         return affine, _channel_axis(graph, affine)
-    if (
-        node.op_type in ("MatMul", "Gemm")
-        and graph.is_data(node.input[0])
-        and not graph.is_data(node.input[1])
-    ):
+    if node.domain not in ("", "ai.onnx") or len(node.input) < 1 + (node.op_type != "LpNormalization"):
+        return None
+    if node.op_type in ("MatMul", "Gemm") and graph.is_data(node.input[0]) and not graph.is_data(node.input[1]):
         return None if attribute(node, "transA", 0) else (node.input[0], -1)
     if node.op_type == "Conv" and _is_pointwise(graph, node):
         return node.input[0], 1

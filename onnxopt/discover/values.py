@@ -1,5 +1,6 @@
-"""From a softmax's weights to the tensor that its consumer reads: which value vector each weight multiplies, and which
-query's result stands in which row of the output."""
+"""From a softmax's weights to the tensor that its consumer reads: which value vector each weight multiplies,
+and which query's result stands in which row of the output.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxopt.discover.contraction import Contraction, align, contraction, is_product
-from onnxopt.discover.movement import Trace, guarded_input, moved_inputs, run_traced
+from onnxopt.discover.movement import guarded_input, moved_inputs
 from onnxopt.discover.operand import TracedOperand, trace_operands
 from onnxopt.discover.refusal import NotASite
+from onnxopt.discover.scores import MOST_SCORES
+from onnxopt.discover.tail import trace_tail
+from onnxopt.discover.tracing import Trace, counting, run_traced
 from onnxopt.model.graph import Graph, Shape
 
 OUTPUT_CHANNEL_READERS = {"Conv"}
@@ -21,10 +25,10 @@ OUTPUT_CHANNEL_READERS = {"Conv"}
 class ValueMap:
     """What happens to the weights of shape ``shape``.
 
-    ``value`` broadcasts to it and holds value vector numbers (-1: the weight multiplies nothing). ``output`` is the
-    tensor after all movement, ``slots`` the vectors of ``width`` channels in it, in the order batch element, row,
-    channel block: each the number of the softmax row whose result it is, or -1 for zeros. ``guarded``: rows that are
-    NaN become 0.
+    ``value`` broadcasts to it and holds value vector numbers (-1: the weight multiplies nothing). ``output``
+    is the tensor after all movement, ``slots`` the vectors of ``width`` channels in it, in the order batch
+    element, row, channel block: each the number of the softmax row whose result it is, or -1 for zeros.
+    ``guarded``: rows that are NaN become 0.
     """
 
     shape: Shape
@@ -55,13 +59,11 @@ def trace_values(graph: Graph, weights: str, batch: int) -> ValueMap:
     traced = trace_operands(graph, targets, batch, scaled=False)
     numbers = _weight_numbers(graph, weights, shape, moving, oriented)
     value = _value_vectors(shape, oriented, traced, numbers)
-    tail = _tail(graph, [p.output for p in oriented])
+    tail = trace_tail(graph, [p.output for p in oriented])
     output = tail[1]
     slots, blocks, axis = _slots(graph, shape, oriented, numbers, traced[0].operand.width, tail, batch)
     nodes = (*moving, *(p.node for p in oriented), *tail[0])
-    return ValueMap(
-        shape, traced[0], value, output, axis, slots, blocks, traced[0].operand.width, guarded, nodes
-    )
+    return ValueMap(shape, traced[0], value, output, axis, slots, blocks, traced[0].operand.width, guarded, nodes)
 
 
 def _weight_readers(graph: Graph, weights: str) -> tuple[list[NodeProto], list[tuple[NodeProto, str]], bool]:
@@ -104,7 +106,9 @@ def _weight_readers(graph: Graph, weights: str) -> tuple[list[NodeProto], list[t
 
 
 def _sweep(graph: Graph, start: str) -> list[str]:
-    """First outputs of the nodes that read ``start``, directly or through anything that is not a product, in order."""
+    """First outputs of the nodes that read ``start``, directly or through anything that is not a product, in
+    order.
+    """
     pending = {graph.producer[r.output[0]] for r in graph.data_readers(start)}
     order: list[str] = []
     done: set[int] = set()
@@ -118,9 +122,7 @@ def _sweep(graph: Graph, start: str) -> list[str]:
             raise NotASite("its weights are read by more than 200 nodes")
         node = graph.nodes[index]
         order.append(node.output[0])
-        if is_product(graph, node) or (
-            moved_inputs(graph, node) is None and node.op_type not in ("IsNaN", "Where")
-        ):
+        if is_product(graph, node) or (moved_inputs(graph, node) is None and node.op_type not in ("IsNaN", "Where")):
             continue
         for output in node.output:
             pending |= {graph.producer[r.output[0]] for r in graph.data_readers(output)}
@@ -143,12 +145,17 @@ def _channel_letters(product: Contraction) -> str:
 def _weight_numbers(
     graph: Graph, weights: str, shape: Shape, moving: list[NodeProto], products: list[Contraction]
 ) -> list[np.ndarray | None]:
-    """For each product's weight operand the numbers of the weights in it; None where it is the whole tensor as it is."""
+    """For each product's weight operand the numbers of the weights in it; None where it is the whole tensor
+    as it is.
+    """
     names = [p.left for p in products]
     still = all(node.op_type in ("IsNaN", "Where", "Identity", "Cast", "Dropout") for node in moving)
     if still and len(products) == 1:
         return [None]
-    feeds = {weights: np.arange(1, int(np.prod(shape)) + 1, dtype=np.int64).reshape(shape)}
+    size = int(np.prod(shape))
+    if size > MOST_SCORES:
+        raise NotASite(f"its weights are moved and more than {MOST_SCORES:,}, so they cannot be traced one by one")
+    feeds = {weights: counting(1, size).reshape(shape)}
     traced = run_traced(graph, moving, feeds, names, Trace.INDEX)
     return [traced[name] - 1 for name in names]
 
@@ -173,53 +180,6 @@ def _value_vectors(
     if used > size:
         raise NotASite("a weight multiplies more than one value")
     return value.reshape(shape)
-
-
-def _tail(graph: Graph, starts: list[str]) -> tuple[list[NodeProto], str]:
-    """The movement after the value products, and the last tensor through which all of it passes."""
-    reached = set(starts)
-    open_tensors = set(starts)
-    nodes: list[NodeProto] = []
-    best: tuple[int, str] | None = (0, starts[0]) if len(starts) == 1 else None
-    blocked: set[str] = set()
-    pending = {graph.producer[r.output[0]] for s in starts for r in graph.data_readers(s)}
-    done: set[int] = set()
-    while pending:
-        index = min(pending)
-        pending.discard(index)
-        if index in done:
-            continue
-        done.add(index)
-        node = graph.nodes[index]
-        if not _passes_on(graph, node, reached):
-            blocked.update(n for n in node.input if n in reached)
-            continue
-        nodes.append(node)
-        reached.update(node.output)
-        open_tensors.update(o for o in node.output if o)
-        for name in set(node.input) & reached:
-            if name not in graph.outputs and all(
-                graph.producer[r.output[0]] in done for r in graph.data_readers(name)
-            ):
-                open_tensors.discard(name)
-        open_tensors |= blocked
-        for output in node.output:
-            pending |= {graph.producer[r.output[0]] for r in graph.data_readers(output)}
-        if len(open_tensors) == 1:
-            best = (len(nodes), next(iter(open_tensors)))
-    if best is None:
-        raise NotASite("the results of its value products do not come together in one tensor")
-    return nodes[: best[0]], best[1]
-
-
-def _passes_on(graph: Graph, node: NodeProto, reached: set[str]) -> bool:
-    data = graph.data_inputs(node)
-    if any(name not in reached for name in data):
-        return False
-    if node.op_type == "Add":
-        return len(data) == 2
-    moved = moved_inputs(graph, node)
-    return moved is not None and all(name in reached for name in moved)
 
 
 def _slots(
@@ -277,7 +237,7 @@ def _result_numbers(
     if number is None:
         if product.left_axes[-1] != product.summed:
             raise NotASite("the value product does not sum over the axis that the softmax normalised")
-        rows = np.arange(int(np.prod(shape[:-1])), dtype=np.int64).reshape(*shape[:-1], 1)
+        rows = counting(0, int(np.prod(shape[:-1]))).reshape(*shape[:-1], 1)
     else:
         axis = product.left_axes.index(product.summed)
         row = np.where(number >= 0, number // keys, -1)
@@ -288,11 +248,11 @@ def _result_numbers(
     if out_shape is None:
         raise NotASite(f"the shape of {product.output!r} is not known")
     letter = _channel_letters(product)
-    channel = np.arange(width, dtype=np.int64).reshape(
-        [width if a == letter else 1 for a in product.out_axes]
-    )
+    channel = counting(1, width).reshape([width if a == letter else 1 for a in product.out_axes])
     aligned = align(rows, product.left_axes, product.out_axes)
-    return np.broadcast_to(np.where(aligned >= 0, aligned * width + channel + 1, 0), out_shape)
+    if (int(np.prod(shape[:-1])) + 1) * width > np.iinfo(np.int32).max:
+        aligned = aligned.astype(np.int64)
+    return np.broadcast_to(np.where(aligned >= 0, aligned * width + channel, 0), out_shape)
 
 
 def _read_as_channels_first(graph: Graph, name: str, rank: int) -> bool:

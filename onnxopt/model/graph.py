@@ -1,8 +1,9 @@
-"""A read-only view of a model at one batch size: who makes and reads a tensor, its shape, and its value if constant.
+"""A read-only view of a model at one batch size: who makes and reads a tensor, its shape, and its value if
+constant.
 
-Exporters compute shapes, masks and index tables inside the graph. With the batch fixed, every such tensor that does
-not depend on the *values* of the graph's inputs is a constant; it is evaluated on demand, so that discovery sees the
-same constants whichever way an exporter wrote them.
+Exporters compute shapes, masks and index tables inside the graph. With the batch fixed, every such tensor
+that does not depend on the *values* of the graph's inputs is a constant; it is evaluated on demand, so that
+discovery sees the same constants whichever way an exporter wrote them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from onnx.checker import ValidationError
 from onnx.reference import ReferenceEvaluator
 from onnx.shape_inference import InferenceError, infer_node_outputs
 
-Shape = tuple[int, ...]
+from onnxopt.model.types import Shape as Shape
+from onnxopt.model.types import (
+    array_of,
+    constant_tensor,
+    decides_shapes,
+    leading_dim,
+    reads_shape,
+    static_shape,
+    with_batch,
+)
 
 _RANDOM = {
     "RandomNormal",
@@ -27,9 +37,8 @@ _RANDOM = {
     "Multinomial",
     "Bernoulli",
 }
-_SHAPE_OPERATORS = {"Shape", "Size"}
-# Shape inference reads values only of small integer tensors (shapes, axes, pads); larger ones are never needed.
-_PROPAGATED_ELEMENTS = 1024
+# A few bytes of a file can ask for a tensor of any size; a larger one is not evaluated (4 GB in float32).
+_MOST_ELEMENTS = 1 << 30
 
 
 @dataclass
@@ -57,7 +66,7 @@ class Graph:
         """Static shape at this batch size, or None where it is not known."""
         if name in self._tensors:
             return tuple(self._tensors[name].dims)
-        return _static_shape(self._types.get(name))
+        return static_shape(self._types.get(name))
 
     def element_type(self, name: str) -> int:
         """The tensor's ``TensorProto.DataType``; 0 where it is not known."""
@@ -100,7 +109,9 @@ class Graph:
         return _view(self.model, nodes, self.batch)
 
     def _evaluate(self, wanted: str) -> None:
-        """Fill in the value of ``wanted`` and of the constants that it needs; iterative, since chains are long."""
+        """Fill in the value of ``wanted`` and of the constants that it needs; iterative, since chains are
+        long.
+        """
         stack = [wanted]
         while stack:
             name = stack[-1]
@@ -108,13 +119,13 @@ class Graph:
                 stack.pop()
                 continue
             if name in self._tensors:
-                self._values[name] = _array(self._tensors[name])
+                self._values[name] = array_of(self._tensors[name])
                 continue
             node = self.node_of(name)
             if node is None or name in self.data:
                 self._values[name] = None
                 continue
-            if _reads_shape(node) and self.is_data(node.input[0]):
+            if reads_shape(node) and self.is_data(node.input[0]):
                 self._values[name] = self._shape_value(node)
                 continue
             missing = [i for i in node.input if i and i not in self._values]
@@ -131,13 +142,17 @@ class Graph:
             return None
         if node.op_type == "Size":
             return np.array(int(np.prod(shape)), np.int64)
-        start, end = attribute(node, "start", 0), attribute(node, "end", None)
+        start, end = attribute(node, "start", 0), attribute(node, "end", len(shape))
+        if not isinstance(start, int) or not isinstance(end, int):
+            return None
         return np.array(shape[start:end], np.int64)
 
     def _run(self, node: NodeProto) -> list[np.ndarray | None]:
         feeds = {i: self._values[i] for i in node.input if i}
         unknown: list[np.ndarray | None] = [None] * len(node.output)
         if any(value is None for value in feeds.values()) or node.domain not in ("", "ai.onnx"):
+            return unknown
+        if any(int(np.prod(self.shape(output) or (0,))) > _MOST_ELEMENTS for output in node.output):
             return unknown
         try:
             model = helper.make_model(
@@ -155,9 +170,7 @@ class Graph:
         return [np.asarray(next(values)) if output else None for output in node.output]
 
 
-def attribute(
-    node: NodeProto, name: str, default: object = None
-) -> object | None | int | float | str | list[int]:
+def attribute(node: NodeProto, name: str, default: object = None) -> object | int | float | str | list[int] | None:
     """The value of a node's attribute as Python data (strings decoded), or ``default``."""
     for item in node.attribute:
         if item.name == name:
@@ -175,7 +188,7 @@ def default_opset(model: ModelProto) -> int:
 
 def symbolic_batch(model: ModelProto) -> bool:
     """Whether an input's first dimension is symbolic or unknown."""
-    return any(_leading_dim(i) == 0 for i in runtime_inputs(model.graph))
+    return any(leading_dim(i) == 0 for i in runtime_inputs(model.graph))
 
 
 def runtime_inputs(graph: GraphProto) -> list[onnx.ValueInfoProto]:
@@ -187,7 +200,8 @@ def runtime_inputs(graph: GraphProto) -> list[onnx.ValueInfoProto]:
 def view(model: ModelProto, *, batch: int = 1) -> Graph:
     """The view of ``model`` with symbolic first dimensions replaced by ``batch``.
 
-    The model's nodes must be in topological order. The model is not copied and must not change while the view is used.
+    The model's nodes must be in topological order. The model is not copied and must not change while the view
+    is used.
     """
     return _view(model, model.graph.node, batch)
 
@@ -199,14 +213,14 @@ def _view(model: ModelProto, nodes: Iterable[NodeProto], batch: int) -> Graph:
     producer: dict[str, int] = {}
     consumers: dict[str, list[int]] = {}
     data = {i.name for i in runtime_inputs(graph)}
-    types = {i.name: _with_batch(i.type, batch) for i in runtime_inputs(graph)}
+    types = {i.name: with_batch(i.type, batch) for i in runtime_inputs(graph)}
     for index, node in enumerate(nodes):
         for name in dict.fromkeys(nested_names(node)):
             consumers.setdefault(name, []).append(index)
         for name in node.output:
             if name:
                 producer[name] = index
-        constant = _constant_tensor(node)
+        constant = constant_tensor(node)
         if constant is not None:
             tensors[node.output[0]] = constant
     result = Graph(
@@ -229,29 +243,26 @@ def _view(model: ModelProto, nodes: Iterable[NodeProto], batch: int) -> Graph:
 def _infer(graph: Graph) -> None:
     """One pass in topological order: types of every output, and which tensors depend on the inputs' values.
 
-    A constant is asked for only after the nodes that make it have been classified, so evaluating it here is sound.
+    A constant is asked for only after the nodes that make it have been classified, so evaluating it here is
+    sound.
     """
     opsets = list(graph.model.opset_import)
     for node in graph.nodes:
         if node.op_type == "Constant" and node.output[0] in graph._tensors:
             continue
-        known_shape = _reads_shape(node) and graph.shape(node.input[0]) is not None
-        if not known_shape and (
-            node.op_type in _RANDOM or any(name in graph.data for name in nested_names(node))
-        ):
+        known_shape = reads_shape(node) and graph.shape(node.input[0]) is not None
+        if not known_shape and (node.op_type in _RANDOM or any(name in graph.data for name in nested_names(node))):
             graph.data.update(name for name in node.output if name)
         for name, kind in _infer_node(graph, node, opsets).items():
             graph._types[name] = kind
 
 
-def _infer_node(
-    graph: Graph, node: NodeProto, opsets: list[onnx.OperatorSetIdProto]
-) -> dict[str, onnx.TypeProto]:
+def _infer_node(graph: Graph, node: NodeProto, opsets: list[onnx.OperatorSetIdProto]) -> dict[str, onnx.TypeProto]:
     try:
-        schema = onnx.defs.get_schema(
-            node.op_type, graph.opset, "" if node.domain == "ai.onnx" else node.domain
-        )
+        schema = onnx.defs.get_schema(node.op_type, graph.opset, "" if node.domain == "ai.onnx" else node.domain)
     except onnx.defs.SchemaError:
+        return {}
+    if _crashes_inference(node):
         return {}
     kinds: dict[str, onnx.TypeProto] = {}
     values: dict[str, TensorProto] = {}
@@ -262,7 +273,7 @@ def _infer_node(
         if kind is None:
             return {}
         kinds[name] = kind
-        if _decides_shapes(kind):
+        if decides_shapes(kind):
             value = graph.constant(name)
             if value is not None:
                 values[name] = numpy_helper.from_array(value, name)
@@ -272,25 +283,12 @@ def _infer_node(
         return {}
 
 
-def _decides_shapes(kind: onnx.TypeProto) -> bool:
-    shape = _static_shape(kind)
-    integer = kind.tensor_type.elem_type in (TensorProto.INT64, TensorProto.INT32)
-    # Resize takes its scales as floats, and its output shape depends on them.
-    scales = kind.tensor_type.elem_type == TensorProto.FLOAT and shape is not None and len(shape) == 1
-    if shape is None or not (integer or scales):
-        return False
-    return int(np.prod(shape)) <= (8 if scales else _PROPAGATED_ELEMENTS)
-
-
-def _reads_shape(node: NodeProto) -> bool:
-    return node.op_type in _SHAPE_OPERATORS and node.domain in ("", "ai.onnx") and len(node.input) == 1
-
-
-def _array(tensor: TensorProto) -> np.ndarray | None:
-    try:
-        return np.asarray(numpy_helper.to_array(tensor))
-    except (ValueError, TypeError, KeyError):  # fewer bytes than its shape says, or a type that is not known
-        return None
+def _crashes_inference(node: NodeProto) -> bool:
+    """Whether a node breaks a rule that ONNX's own inference relies on without checking it (1.23 aborts)."""
+    if node.op_type == "Split":
+        return attribute(node, "num_outputs", len(node.output)) != len(node.output)
+    batch_dims = attribute(node, "batch_dims", 0)
+    return not isinstance(batch_dims, int) or batch_dims < 0
 
 
 def _type_of(graph: Graph, name: str) -> onnx.TypeProto | None:
@@ -302,45 +300,6 @@ def _type_of(graph: Graph, name: str) -> onnx.TypeProto | None:
     kind = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
     graph._types[name] = kind
     return kind
-
-
-def _static_shape(kind: onnx.TypeProto | None) -> Shape | None:
-    if kind is None or not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-        return None
-    dims = kind.tensor_type.shape.dim
-    if not all(d.HasField("dim_value") for d in dims):
-        return None
-    return tuple(d.dim_value for d in dims)
-
-
-def _leading_dim(value: onnx.ValueInfoProto) -> int:
-    """The first dimension of an input: 0 where symbolic or unknown, 1 for a scalar."""
-    dims = value.type.tensor_type.shape.dim
-    return dims[0].dim_value if dims else 1
-
-
-def _with_batch(kind: onnx.TypeProto, batch: int) -> onnx.TypeProto:
-    result = onnx.TypeProto()
-    result.CopyFrom(kind)
-    for dim in result.tensor_type.shape.dim:
-        if not dim.HasField("dim_value") or dim.dim_value <= 0:
-            dim.ClearField("dim_param")
-            dim.dim_value = batch
-    return result
-
-
-def _constant_tensor(node: NodeProto) -> TensorProto | None:
-    """The tensor of a Constant node, whichever of its attributes holds it."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
-        return None
-    for item in node.attribute:
-        if item.name == "value":
-            return item.t
-        if item.name in ("value_int", "value_ints"):
-            return numpy_helper.from_array(np.array(helper.get_attribute_value(item), np.int64))
-        if item.name in ("value_float", "value_floats"):
-            return numpy_helper.from_array(np.array(helper.get_attribute_value(item), np.float32))
-    return None
 
 
 def nested_names(node: NodeProto) -> list[str]:

@@ -21,9 +21,7 @@ Floats = NDArray[np.float64]
 _BLOCK_SCORES = 1 << 22
 
 
-def attend(
-    site: AttentionSite, tensors: Mapping[str, NDArray[Any]], *, rows: NDArray[Any] | None = None
-) -> Floats:
+def attend(site: AttentionSite, tensors: Mapping[str, NDArray[Any]], *, rows: NDArray[Any] | None = None) -> Floats:
     """``site.output`` for all batch elements, from the tensors named in ``site.inputs``.
 
     With ``rows`` only those query rows are computed; the blocks of the output that hold the others are NaN.
@@ -32,9 +30,7 @@ def attend(
     batch, heads, _, width = results.shape
     every = np.full((batch, heads * site.rows + 1, width), np.nan)
     every[:, -1] = 0.0
-    every[:, :-1].reshape(batch, heads, site.rows, width)[:, :, slice(None) if rows is None else rows] = (
-        results
-    )
+    every[:, :-1].reshape(batch, heads, site.rows, width)[:, :, slice(None) if rows is None else rows] = results
     blocks = every[:, site.slots]
     element = list(site.output_shape)
     element[0] = element[0] * batch // site.batch
@@ -55,9 +51,7 @@ def attention_rows(site: AttentionSite, tensors: Mapping[str, NDArray[Any]], row
             chosen = lists.list(list_number)
             scores = q[:, rows[places]] @ k[:, chosen].transpose(0, 2, 1) * site.scale[head]
             if bias is not None:
-                scores = scores + bias[starts[rows[places]][:, None] + np.arange(len(chosen))].astype(
-                    np.float64
-                )
+                scores = scores + bias[starts[rows[places]][:, None] + np.arange(len(chosen))].astype(np.float64)
             weights = _softmax(scores)
             empty = site.head_empty[head, rows[places]]
             if site.empty_kind is EmptyRow.ZERO:
@@ -143,9 +137,7 @@ def _tensors(
     options.intra_op_num_threads = 2
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     finally:
         del model.graph.output[before:]
     given = {value.name: feeds[value.name] for value in session.get_inputs()}
@@ -160,9 +152,7 @@ def _sampled(site: AttentionSite, most_pairs: int | None) -> NDArray[Any] | None
     return np.sort(np.random.default_rng(0).choice(site.rows, min(site.rows, count), replace=False))
 
 
-def _deviation(
-    site: AttentionSite, tensors: Mapping[str, NDArray[Any]], rows: NDArray[Any] | None
-) -> Deviation:
+def _deviation(site: AttentionSite, tensors: Mapping[str, NDArray[Any]], rows: NDArray[Any] | None) -> Deviation:
     wanted = tensors[site.output].astype(np.float64)
     got = attend(site, tensors, rows=rows)
     assert got.shape == wanted.shape, (site.node, got.shape, wanted.shape)

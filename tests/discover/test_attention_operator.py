@@ -28,9 +28,7 @@ def model(
     name: str = "attend",
     **attributes: Any,
 ) -> onnx.ModelProto:
-    declared = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip("qkv", shapes, strict=True)
-    ]
+    declared = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip("qkv", shapes, strict=True)]
     tensors = []
     if constant_mask is not None:
         tensors.append(numpy_helper.from_array(constant_mask, "mask"))

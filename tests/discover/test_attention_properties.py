@@ -120,7 +120,7 @@ class Writer:
         return self.op("Reshape", x, self.constant(np.array(shape, np.int64)))
 
     def weight(self, *shape: int) -> str:
-        return self.constant(self.rng.standard_normal(shape).astype(np.float32))
+        return self.constant((0.7 * self.rng.standard_normal(shape)).astype(np.float32))
 
     def projected(self, x: str, channels: int) -> str:
         return self.op("Add", self.op("MatMul", x, self.weight(5, channels)), self.weight(channels))
@@ -192,7 +192,8 @@ class Writer:
         result = {}
         for value in self.inputs:
             shape = [batch, *(d.dim_value for d in value.type.tensor_type.shape.dim[1:])]
-            result[value.name] = self.rng.standard_normal(shape).astype(np.float32)
+            # Small scores: beside -1e9 a score above 32 would not vanish.
+            result[value.name] = (0.3 * self.rng.standard_normal(shape)).astype(np.float32)
         return result
 
 
@@ -251,7 +252,7 @@ def test_discovery_recovers_what_was_drawn(case: Case) -> None:
             chosen = np.flatnonzero(live[head, row])
             wanted = sorted((int(case.first_key + case.order[j]), float(own[j])) for j in chosen)
             assert biases(site, head, int(rows[row])) == wanted
-    if not live.any(axis=-1).all():
+    if not live.any(axis=-1).all() and len(case.order) > 1:
         assert site.empty_kind is wanted_kind(case)
     (deviation,) = deviations(model, [site], writer.feeds())
     assert deviation.small

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from onnxopt.decide import loses_digits
 from onnxopt.discover.attention import find_attention
 from onnxopt.discover.attention_site import AttentionSite, count
 from onnxopt.lower.attention import lower_attention
@@ -85,8 +86,11 @@ def patterns(draw: st.DrawFn) -> Pattern:
 def test_any_pattern_is_rewritten_into_an_equal_model(pattern: Pattern, batch: int | None) -> None:
     # Where a guard turns every row into zeros there is nothing to schedule; such a site is kept.
     assume(pattern.live.any() or not pattern.guard or pattern.mask_value != -np.inf)
-    sites = check(masked_attention(pattern, batch=batch))
-    assert len(sites) == 1
+    model = masked_attention(pattern, batch=batch)
+    graph = view(model, batch=2 if batch is None else batch)
+    # Sums of a bias and a large constant are kept as they are, because their order shows.
+    assume(not any(loses_digits(site) for site in find_attention(graph)[0]))
+    assert len(check(model)) == 1
 
 
 @pytest.mark.parametrize("name", SAMPLES)
