@@ -277,9 +277,7 @@ def run_in_child(case: Case, arguments: argparse.Namespace, against_itself: bool
         if done.returncode == 0 and answer.is_file():
             return result_from_json(json.loads(answer.read_text()))
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        return Result(
-            case.name, "failed", note=(lines[-1] if lines else f"exit code {done.returncode}")[:300]
-        )
+        return Result(case.name, "failed", note=(lines[-1] if lines else f"exit code {done.returncode}")[:300])
 
 
 def result_from_json(entry: dict[str, Any]) -> Result:
@@ -319,9 +317,7 @@ def markdown(results: Sequence[Result], itself: Result, facts: dict[str, str]) -
     table = [HEADER, ["---", *["---:"] * (len(HEADER) - 2), "---"], *map(row, results)]
     failing = [result.name for result in results if shortfall(result)]
     timing = itself.timing
-    reading = (
-        f"{timing.ratio:.3f} ({timing.low:.3f} to {timing.high:.3f})" if timing else f"failed: {itself.note}"
-    )
+    reading = f"{timing.ratio:.3f} ({timing.low:.3f} to {timing.high:.3f})" if timing else f"failed: {itself.note}"
     lines = [
         "# The portable form on a CPU",
         "",
@@ -332,8 +328,7 @@ def markdown(results: Sequence[Result], itself: Result, facts: dict[str, str]) -
         "",
         *(f"- {key}: {value}" for key, value in facts.items()),
         f"- a model against itself ({itself.name}): {reading}; it must read {SELF_LOW} to {SELF_HIGH}",
-        f"- {len(results)} models, "
-        + (f"missing their goal: {', '.join(failing)}" if failing else "all goals met"),
+        f"- {len(results)} models, " + (f"missing their goal: {', '.join(failing)}" if failing else "all goals met"),
         "",
         *("| " + " | ".join(cells) + " |" for cells in table),
     ]
@@ -394,18 +389,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="the folder of exported models (default: ../shared/corpus where it exists)",
     )
     parser.add_argument("--pairs", type=int, default=21, help="pairs per round (default: 21)")
-    parser.add_argument(
-        "--seconds", type=float, default=25.0, help="time for the runs of one model (default: 25)"
-    )
+    parser.add_argument("--seconds", type=float, default=25.0, help="time for the runs of one model (default: 25)")
     parser.add_argument(
         "--model-timeout",
         type=float,
         default=420.0,
         help="time for everything about one model (default: 420)",
     )
-    parser.add_argument(
-        "--threads", type=int, default=0, help="threads of ONNX Runtime (default: its own choice)"
-    )
+    parser.add_argument("--threads", type=int, default=0, help="threads of ONNX Runtime (default: its own choice)")
     parser.add_argument("--out", type=Path, help="write the table as a Markdown page")
     parser.add_argument("--json", type=Path, help="write the results as JSON, after every model")
     parser.add_argument("--resume", action="store_true", help="take what the JSON file already holds")
@@ -451,9 +442,7 @@ def main(arguments: Sequence[str]) -> int:
         atomic_write(options.out, markdown(results, itself, facts).encode())
     failing = [f"{result.name}: {why}" for result in results if (why := shortfall(result))]
     if itself.timing is None or not is_itself(itself.timing):
-        failing.insert(
-            0, "a model against itself does not read 1; the figures mean nothing, use a quieter machine"
-        )
+        failing.insert(0, "a model against itself does not read 1; the figures mean nothing, use a quieter machine")
     print("\n".join(failing) or f"{len(results)} models, all goals met")
     return 1 if failing else 0
 

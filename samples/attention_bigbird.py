@@ -15,9 +15,7 @@ PENALTY = -10000.0
 class _Blocks:
     """Blocks of keys, values and mask columns; products of any list of key blocks with a block of queries."""
 
-    def __init__(
-        self, g: GraphBuilder, q: str, k: str, v: str, mask: str, shape: tuple[int, int, int, int]
-    ) -> None:
+    def __init__(self, g: GraphBuilder, q: str, k: str, v: str, mask: str, shape: tuple[int, int, int, int]) -> None:
         self.g = g
         self.heads, self.count, self.block, self.head_dim = shape
         lead = g.rows(1)
@@ -38,9 +36,7 @@ class _Blocks:
         g = self.g
         index = g.constant(plan.ravel().astype(np.int64), "random_blocks")
         width = plan.shape[1] * self.block
-        return g.reshape(
-            g.op("Gather", blocks, index, axis=2), g.rows(1), self.heads, len(plan), width, self.head_dim
-        )
+        return g.reshape(g.op("Gather", blocks, index, axis=2), g.rows(1), self.heads, len(plan), width, self.head_dim)
 
     def gathered_mask(self, plan: IntArray) -> str:
         g = self.g
@@ -144,9 +140,7 @@ def bigbird(
     rows = [g.linear(source, dim, dim) for _ in range(3)]
     query, key, value = (row[1] for row in rows)
     q, k, v = (g.transpose(g.reshape(row[0], lead, tokens, heads, head_dim), 0, 2, 1, 3) for row in rows)
-    plan = np.stack([g.rng.choice(blocks, random_blocks, replace=False) for _ in range(blocks - 2)]).astype(
-        np.int32
-    )
+    plan = np.stack([g.rng.choice(blocks, random_blocks, replace=False) for _ in range(blocks - 2)]).astype(np.int32)
     # Every sample of this kind must repeat keys: a random block that is also the first, fixed one.
     plan[2, 0] = 0
 

@@ -111,9 +111,7 @@ class _Layer:
         rest = across * w - size
         if rest:
             image = g.pad(image, [0, 0, 0, 0], [0, 0, rest, rest])
-        parted = g.transpose(
-            g.reshape(image, self.lead, self.head_dim, across, w, across, w), 0, 1, 2, 4, 3, 5
-        )
+        parted = g.transpose(g.reshape(image, self.lead, self.head_dim, across, w, across, w), 0, 1, 2, 4, 3, 5)
         return g.reshape(parted, self.lead, self.head_dim, across, across, w * w)
 
     def neighbour(self, x: str, offset: tuple[int, int]) -> str:
@@ -141,9 +139,7 @@ class _Layer:
         joined = g.op("Add", joined, g.unsqueeze(bias, 1, 2))
         masked = chunks.masked()
         hidden = g.reshape(g.constant(masked, "outside"), 1, across, across, masked.shape[1], -1)
-        hidden = g.op(
-            "Expand", hidden, g.constant(np.array([1, across, across, slots, keys], np.int64), "shape")
-        )
+        hidden = g.op("Expand", hidden, g.constant(np.array([1, across, across, slots, keys], np.int64), "shape"))
         joined = g.op("Where", hidden, g.constant(np.float32(-np.inf), "minus_infinity"), joined)
         return g.concat(-1, to_global, joined)
 

@@ -222,17 +222,13 @@ def cross(
     mask = g.rng.random((queries, keys)) < density
     mask[np.arange(queries), g.rng.integers(0, keys, queries)] = True
     products = g.scaled(g.op("MatMul", q, g.transpose(k, 0, 1, 3, 2)), head_dim**-0.5)
-    weights = g.op(
-        "Softmax", g.op("Add", products, g.constant(np.where(mask, 0.0, -np.inf), "mask")), axis=-1
-    )
+    weights = g.op("Softmax", g.op("Add", products, g.constant(np.where(mask, 0.0, -np.inf), "mask")), axis=-1)
     node = g.last_node
     merged = g.transpose(g.op("MatMul", weights, v), 0, 2, 1, 3)
     out, projection = g.linear(g.reshape(merged, lead, queries, dim), dim, dim)
     g.output("y", g.op("Add", x, out), queries, dim)
     rows = np.arange(queries, dtype=np.int32)
-    wiring = Wiring(
-        q_source, kv_source, out, query, packed.part(0, 2), packed.part(1, 2), projection, rows, rows
-    )
+    wiring = Wiring(q_source, kv_source, out, query, packed.part(0, 2), packed.part(1, 2), projection, rows, rows)
     scale = (head_dim**-0.5,) * heads
     truth = AttentionTruth(node, heads, head_dim, keys, scale, mask.astype(np.int32)[None], wiring)
     return Sample(name, g.model(), (truth,), inputs={"x": "randn", "context": "randn"})

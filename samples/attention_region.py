@@ -26,9 +26,7 @@ def _dense(
     return source, g.scaled(products, head_dim**-0.5), v
 
 
-def _mixed(
-    g: GraphBuilder, weights: str, values: str, tokens: int, dim: int, lead: int, projection: Projection
-) -> str:
+def _mixed(g: GraphBuilder, weights: str, values: str, tokens: int, dim: int, lead: int, projection: Projection) -> str:
     merged = g.transpose(g.op("MatMul", weights, values), 0, 2, 1, 3)
     return g.apply(g.reshape(merged, lead, tokens, dim), projection)
 
@@ -103,9 +101,7 @@ def regionvit(
     query, key, value = (packed.part(index, 3) for index in range(3))
     scale = (head_dim**-0.5,) * heads
     wiring = Wiring(source, source, mixed, query, key, value, projection, order, order)
-    dense = AttentionTruth(
-        node, heads, head_dim, regions, scale, np.ones((1, regions, regions), np.int32), wiring
-    )
+    dense = AttentionTruth(node, heads, head_dim, regions, scale, np.ones((1, regions, regions), np.int32), wiring)
 
     updated = g.op("Add", region, mixed)
     tokens = g.concat(1, g.reshape(updated, -1, 1, dim), inner)

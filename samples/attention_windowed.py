@@ -93,9 +93,7 @@ class _Style:
     traced: bool = False
 
 
-def _scores(
-    g: GraphBuilder, qkv: str, grid: _Grid, dim: int, style: _Style, scale: list[float]
-) -> tuple[str, str]:
+def _scores(g: GraphBuilder, qkv: str, grid: _Grid, dim: int, style: _Style, scale: list[float]) -> tuple[str, str]:
     """From packed rows (windows, slots, 3 * dim) to (scores, values); `scale` has one entry per head."""
     heads = len(scale)
     slots, head_dim = grid.window**2, divided(dim, heads, "dim by heads")
@@ -124,9 +122,7 @@ def _normalised(g: GraphBuilder, x: str, shape: list[int]) -> str:
     return g.op("Div", x, g.op("Expand", floor, target))
 
 
-def _block(
-    g: GraphBuilder, x: str, grid: _Grid, heads: int, dim: int, style: _Style
-) -> tuple[str, AttentionTruth]:
+def _block(g: GraphBuilder, x: str, grid: _Grid, heads: int, dim: int, style: _Style) -> tuple[str, AttentionTruth]:
     """One window attention with its residual connection, on tokens (height, width, dim)."""
     rows, columns = grid.padded
     w, slots, head_dim = grid.window, grid.window**2, divided(dim, heads, "dim by heads")
@@ -167,15 +163,11 @@ def _block(
     order = np.arange(count, dtype=np.int32)
     query, key, value = (packed.part(index, 3) for index in range(3))
     wiring = Wiring(source, source, tokens, query, key, value, projection, order, order)
-    truth = AttentionTruth(
-        node, heads, head_dim, count, tuple(scale), links, wiring, bias=biases, cosine=style.cosine
-    )
+    truth = AttentionTruth(node, heads, head_dim, count, tuple(scale), links, wiring, bias=biases, cosine=style.cosine)
     return g.op("Add", x, tokens), truth
 
 
-def _swin(
-    name: str, grids: list[_Grid], dim: int, heads: int, seed: int, batch: int | None, style: _Style
-) -> Sample:
+def _swin(name: str, grids: list[_Grid], dim: int, heads: int, seed: int, batch: int | None, style: _Style) -> Sample:
     opset = 17 if style.traced else 18
     g = GraphBuilder(name, seed=seed, batch=batch, opset=opset, traced=style.traced)
     height, width = grids[0].height, grids[0].width
@@ -216,9 +208,7 @@ def swin_v2(
     *, size: int = 8, window: int = 4, dim: int = 24, heads: int = 3, seed: int = 0, batch: int | None = 1
 ) -> Sample:
     """Cosine attention: q and k divided by their norms, then a scale of its own for every head."""
-    return _swin(
-        "swin_v2", [_Grid(size, size, window, window // 2)], dim, heads, seed, batch, _Style(cosine=True)
-    )
+    return _swin("swin_v2", [_Grid(size, size, window, window // 2)], dim, heads, seed, batch, _Style(cosine=True))
 
 
 def swin_padded(
@@ -285,10 +275,6 @@ def neighbourhood(
     whole = Projection(weight, bias, 0, 3 * dim)
     query, key, value = (whole.part(index, 3) for index in range(3))
     projection = Projection(out_weight, out_bias, 0, dim)
-    wiring = Wiring(
-        conv_in, conv_in, projected, query, key, value, projection, order, order, channels_first=True
-    )
-    truth = AttentionTruth(
-        node, heads, head_dim, count, (head_dim**-0.5,) * heads, links, wiring, bias=biases
-    )
+    wiring = Wiring(conv_in, conv_in, projected, query, key, value, projection, order, order, channels_first=True)
+    truth = AttentionTruth(node, heads, head_dim, count, (head_dim**-0.5,) * heads, links, wiring, bias=biases)
     return Sample("neighbourhood", g.model(), (truth,), tuple(convolutions), {"x": "randn"})

@@ -39,9 +39,7 @@ class GraphBuilder:
     older, tracing exporter does: shapes computed at run time, Split for an unbind, the bias as first operand.
     """
 
-    def __init__(
-        self, name: str, *, seed: int, batch: int | None = 1, opset: int = 18, traced: bool = False
-    ) -> None:
+    def __init__(self, name: str, *, seed: int, batch: int | None = 1, opset: int = 18, traced: bool = False) -> None:
         self.name = name
         self.batch = batch
         self.opset = opset
@@ -151,9 +149,7 @@ class GraphBuilder:
         return self.concat(axis, self.slice(x, axis, cut, size), self.slice(x, axis, 0, cut))
 
     def pad(self, x: str, before: Sequence[int], after: Sequence[int]) -> str:
-        return self.op(
-            "Pad", x, self.constant(np.array([*before, *after], np.int64), "pads"), mode="constant"
-        )
+        return self.op("Pad", x, self.constant(np.array([*before, *after], np.int64), "pads"), mode="constant")
 
     def expand_batch(self, x: str, like: str, rank: int) -> str:
         """Repeats a tensor of `rank` dimensions, the first of length 1, to the batch size of `like`."""
@@ -190,9 +186,7 @@ class GraphBuilder:
     def gelu(self, x: str) -> str:
         """The error-function form, as it is written out below opset 20."""
         inner = self.op("Erf", self.op("Div", x, self.constant(np.float32(2**0.5), "root")))
-        half = self.op(
-            "Mul", self.constant(np.float32(0.5), "half"), self.op("Add", inner, self.constant(1.0))
-        )
+        half = self.op("Mul", self.constant(np.float32(0.5), "half"), self.op("Add", inner, self.constant(1.0)))
         return self.op("Mul", x, half)
 
     def stable_softmax(self, x: str) -> str:

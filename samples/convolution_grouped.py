@@ -94,9 +94,7 @@ def shufflenet_v2(*, channels: int = 16, size: int = 8, seed: int = 0, batch: in
     return Sample(name, g.model(), convolutions=truths, inputs={"x": "randn"})
 
 
-def resnext(
-    *, channels: int = 32, groups: int = 8, size: int = 8, seed: int = 0, batch: int | None = 1
-) -> Sample:
+def resnext(*, channels: int = 32, groups: int = 8, size: int = 8, seed: int = 0, batch: int | None = 1) -> Sample:
     """A ResNeXt bottleneck: dense 1x1, grouped 3x3, dense 1x1, with the residual connection."""
     name = "resnext"
     g = GraphBuilder(name, seed=seed, batch=batch)
@@ -162,9 +160,7 @@ def depthwise_multiplier(
     last, last_node = conv(g, hard_swish(g, depth), channels, wide, (1, 1))
     g.output("y", last, channels, *spatial)
     truths = (
-        conv_truth(
-            depth_node, source, depth, group_links(wide, channels, channels), (3, 3), channels, "depthwise"
-        ),
+        conv_truth(depth_node, source, depth, group_links(wide, channels, channels), (3, 3), channels, "depthwise"),
         dense_truth(last_node, depth, last, channels, wide, (1, 1)),
     )
     return Sample(name, g.model(), convolutions=truths, inputs={"x": "randn"})
@@ -183,7 +179,5 @@ def split_convolutions(
     joined = g.concat(1, *results)
     g.output("y", g.op("Relu", joined), channels, *spatial)
     links = group_links(channels, channels, parts)
-    truth = ConvTruth(
-        tuple(nodes), channels, channels, parts, int(links.sum()), (3, 3), "split", source, joined, links
-    )
+    truth = ConvTruth(tuple(nodes), channels, channels, parts, int(links.sum()), (3, 3), "split", source, joined, links)
     return Sample(name, g.model(), convolutions=(truth,), inputs={"x": "randn"})

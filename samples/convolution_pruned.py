@@ -18,9 +18,7 @@ from samples.convolution import (
 from samples.truth import IntArray, Sample
 
 
-def _condensed_links(
-    rng: np.random.Generator, out_channels: int, in_channels: int, groups: int, kept: int
-) -> IntArray:
+def _condensed_links(rng: np.random.Generator, out_channels: int, in_channels: int, groups: int, kept: int) -> IntArray:
     """Learned groups: the outputs of group g (every `groups`-th one) all use the same `kept` inputs."""
     links = np.zeros((out_channels, in_channels), np.int32)
     for group in range(groups):
@@ -48,9 +46,7 @@ def condensenet_train(
     truths = []
     for _ in range(layers):
         active = g.op("Relu", batch_norm(g, x, channels))
-        links = _condensed_links(
-            g.rng, inner, channels, groups, divided(channels, groups, "channels by groups")
-        )
+        links = _condensed_links(g.rng, inner, channels, groups, divided(channels, groups, "channels by groups"))
         narrow, narrow_node = conv(g, active, inner, channels, (1, 1), bias=False, live=links)
         moved = shuffle(g, narrow, inner, groups, spatial, "reshape")
         move = selection(shuffle_order(inner, groups), inner)
@@ -95,9 +91,7 @@ def condensenet_converted(
         move = selection(shuffle_order(inner, groups), inner)
         own = group_links(inner, channels, groups)
         pick = selection(order, channels)
-        truths.append(
-            conv_truth(narrow_node, x, moved, own, (1, 1), groups, "gathered", before=pick, after=move)
-        )
+        truths.append(conv_truth(narrow_node, x, moved, own, (1, 1), groups, "gathered", before=pick, after=move))
         active = g.op("Relu", batch_norm(g, moved, inner))
         grown, grown_node = conv(g, active, growth, inner, (3, 3), groups=groups, bias=False)
         own = group_links(growth, inner, groups)
@@ -146,9 +140,7 @@ def condensenet_v2(
     scattered = g.reshape(g.transpose(product, 0, 2, 1), lead, channels, *spatial)
     move = selection(shuffle_order(growth, divided(growth, groups, "growth by groups")), growth)
     own = group_links(channels, growth, groups)
-    truths.append(
-        conv_truth(again_node, grown, scattered, own, (1, 1), groups, "grouped", before=move, after=matrix.T)
-    )
+    truths.append(conv_truth(again_node, grown, scattered, own, (1, 1), groups, "grouped", before=move, after=matrix.T))
     joined = g.concat(1, g.op("Add", x, scattered), grown)
     g.output("y", joined, channels + growth, *spatial)
     return Sample(name, g.model(), convolutions=tuple(truths), inputs={"x": "randn"})

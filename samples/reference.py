@@ -28,9 +28,7 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], names: Sequen
             opened.graph.output.append(helper.make_empty_tensor_value_info(name))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        opened.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return [np.asarray(value, np.float64) for value in session.run(list(names), dict(feeds))]
 
 
@@ -91,9 +89,7 @@ def attention(
     return _linear(mixed.transpose(0, 2, 1, 3).reshape(batch, count, -1), wiring.projection, arrays)
 
 
-def _weights(
-    truth: AttentionTruth, scores: FloatArray, links: FloatArray, runtime: FloatArray | None
-) -> FloatArray:
+def _weights(truth: AttentionTruth, scores: FloatArray, links: FloatArray, runtime: FloatArray | None) -> FloatArray:
     links = np.broadcast_to(links, scores.shape)
     empty = ~links.any(-1, keepdims=True)
     if truth.empty_support is not None:

@@ -198,8 +198,7 @@ class Sample:
         """Random inputs of the declared kinds; a symbolic dimension becomes `batch`."""
         rng = np.random.default_rng(seed)
         return {
-            value.name: _draw(rng, self.inputs[value.name], _shape(value, batch))
-            for value in self.model.graph.input
+            value.name: _draw(rng, self.inputs[value.name], _shape(value, batch)) for value in self.model.graph.input
         }
 
 

@@ -54,9 +54,7 @@ def examine(cache: Path | None = None) -> list[Check]:
         _package("onnxruntime", "verifying, and measuring on the CPU", "pip install onnxruntime"),
         _package("tensorrt_rtx", "building engines without a GPU", "pip install 'onnxopt[rtx]'"),
         _package("tensorrt", "building TensorRT engines with plugins", "pip install 'onnxopt[tensorrt]'"),
-        _package(
-            "cuda.bindings", "compiling kernels, and finding a GPU", "pip install 'cuda-bindings>=13.0,<13.1'"
-        ),
+        _package("cuda.bindings", "compiling kernels, and finding a GPU", "pip install 'cuda-bindings>=13.0,<13.1'"),
         _nvrtc(),
         _gpu(),
         _compiler(),
@@ -78,9 +76,7 @@ def _check(name: str, status: Status, found: str, needed_for: str, install: str)
 def _python() -> Check:
     supported = (3, 10) <= sys.version_info[:2] <= (3, 13)
     found = f"{platform.python_version()} at {sys.executable}"
-    return _check(
-        "Python", "ok" if supported else "limited", found, "everything", "use a Python from 3.10 to 3.13"
-    )
+    return _check("Python", "ok" if supported else "limited", found, "everything", "use a Python from 3.10 to 3.13")
 
 
 def _package(module: str, needed_for: str, install: str) -> Check:
@@ -200,9 +196,7 @@ def _disk(near: Path) -> Check:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        return _check(
-            "disk space", "limited", f"unknown at {folder}: {error}", needed, "choose another folder"
-        )
+        return _check("disk space", "limited", f"unknown at {folder}: {error}", needed, "choose another folder")
     enough = free >= _WANTED_DISK_BYTES
     found = f"{free / 2**30:.1f} GiB free at {folder}"
     return _check("disk space", "ok" if enough else "limited", found, needed, "free at least 2 GiB")

@@ -283,9 +283,7 @@ def _is_size(value: Any, limit: int) -> TypeGuard[int]:
 
 def _digest(value: Any, where: str) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise InputError(
-            f"{where} has the SHA-256 {_shown(value)}; allowed: 64 lower-case hexadecimal digits"
-        )
+        raise InputError(f"{where} has the SHA-256 {_shown(value)}; allowed: 64 lower-case hexadecimal digits")
     return value
 
 

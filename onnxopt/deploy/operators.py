@@ -19,9 +19,7 @@ def foreign_nodes(model: onnx.ModelProto) -> list[str]:
     found = []
     for node in _all_nodes(model):
         domain = "" if node.domain in _STANDARD else node.domain
-        known = (node.domain, node.op_type) in functions or (
-            domain == "" and onnx.defs.has(node.op_type, domain)
-        )
+        known = (node.domain, node.op_type) in functions or (domain == "" and onnx.defs.has(node.op_type, domain))
         if not known or domain == "onnxopt":
             name = node.name or (node.output[0] if node.output else "")
             operator = f"{node.domain}::{node.op_type}" if node.domain else node.op_type

@@ -167,8 +167,7 @@ def _build(
     if result is not None and result["event"] == "refused":
         faults = [_fault(error) for error in result["errors"]]
         raise InputError(
-            f"TensorRT-RTX cannot parse {label}; nodes in the way: {len(faults)}\n  "
-            + _listed(faults, "\n  ")
+            f"TensorRT-RTX cannot parse {label}; nodes in the way: {len(faults)}\n  " + _listed(faults, "\n  ")
         )
     if result is not None and result["event"] == "failed":
         details = state.last_errors()

@@ -184,9 +184,7 @@ def _moved_ids(graph: Graph, node: NodeProto, ids: list[IntArray]) -> list[IntAr
 
 
 def _sliced(graph: Graph, node: NodeProto, x: IntArray) -> IntArray:
-    given = [
-        None if len(node.input) <= i or not node.input[i] else _constant(graph, node, i) for i in range(1, 5)
-    ]
+    given = [None if len(node.input) <= i or not node.input[i] else _constant(graph, node, i) for i in range(1, 5)]
     starts, ends, axes, steps = given
     if starts is None or ends is None:
         raise NotASite(f"Slice {node.name!r} has no bounds")
@@ -273,7 +271,5 @@ def _shape(graph: Graph, name: str) -> Shape:
 def _constant(graph: Graph, node: NodeProto, position: int) -> NDArray[np.generic]:
     value = graph.constant(node.input[position])
     if value is None:
-        raise NotASite(
-            f"{node.input[position]!r}, which says how {node.name!r} moves data, depends on the input"
-        )
+        raise NotASite(f"{node.input[position]!r}, which says how {node.name!r} moves data, depends on the input")
     return value

@@ -48,9 +48,7 @@ def trace(graph: Graph, source: str, target: str, nodes: Iterable[NodeProto]) ->
         culprit = next((n for n in reversed(nodes) if len(set(graph.data_inputs(n))) > 1), last)
         assert culprit is not None
         raise Barred(culprit, str(error)) from error
-    ordered = tuple(
-        Step(graph.nodes[i], rows, tables.get(i, {})) for i, rows in sorted(unwinding.rows.items())
-    )
+    ordered = tuple(Step(graph.nodes[i], rows, tables.get(i, {})) for i, rows in sorted(unwinding.rows.items()))
     moves = tuple(node.name for node in nodes if reorders(graph, node))
     return ChannelPath(source, target, shape[1], origin, mix, ordered, tuple(nodes), moves)
 
@@ -118,21 +116,15 @@ def _elementwise(
     constants = {p: graph.constant(n) for p, n in enumerate(node.input) if n and not graph.is_data(n)}
     missing = [node.input[p] for p, value in constants.items() if value is None]
     if missing or any(other.shape != first.shape for other in held[1:]):
-        raise NotASite(
-            f"{missing[0]!r} is not constant" if missing else "it broadcasts one operand over the other"
-        )
+        raise NotASite(f"{missing[0]!r} is not constant" if missing else "it broadcasts one operand over the other")
     if graph.shape(node.output[0]) != first.shape:
         raise NotASite("a constant widens the tensor")
     varying = {p: np.asarray(v) for p, v in constants.items() if v is not None and v.size > 1}
     if first.ids is None and all(other.ids is None for other in held[1:]):
         columns = {p: _by_channel(value, first.shape) for p, value in varying.items()}
-        rows = (
-            np.arange(len(first.terms), dtype=np.int64) if columns else np.zeros(len(first.terms), np.int64)
-        )
+        rows = np.arange(len(first.terms), dtype=np.int64) if columns else np.zeros(len(first.terms), np.int64)
         tables[index] = columns
-        return Held(
-            first.shape, first.batch, first.positions, _applied(terms, index, [h.terms for h in held], rows)
-        )
+        return Held(first.shape, first.batch, first.positions, _applied(terms, index, [h.terms for h in held], rows))
     if varying or len(held) > 1:
         raise NotASite("constants or two operands meet in a layout where channels are not an axis")
     batch, term, place = first.decode(first.spread())

@@ -59,9 +59,7 @@ class ChannelWalker:
             reached = step[0]
         while spans:
             moved = [
-                i
-                for i, (_, nodes) in enumerate(spans)
-                if any(reorders(self.graph, self.graph.nodes[n]) for n in nodes)
+                i for i, (_, nodes) in enumerate(spans) if any(reorders(self.graph, self.graph.nodes[n]) for n in nodes)
             ]
             end = len(spans) if beyond else max(moved, default=-1) + 1
             if end == 0:
@@ -121,9 +119,7 @@ class ChannelWalker:
             frontier.update(name for name in node.output if name)
             open_ends = [n for n in frontier if any(i not in inside for i in self.graph.consumers.get(n, ()))]
             made = [name for name in node.output if name]
-            closed = all(
-                name in frontier for i in inside for name in self.graph.data_inputs(self.graph.nodes[i])
-            )
+            closed = all(name in frontier for i in inside for name in self.graph.data_inputs(self.graph.nodes[i]))
             if len(made) == 1 and closed and set(open_ends) <= set(made):
                 return made[0], frozenset(inside)
             if any(name in self.graph.outputs for name in made):

@@ -35,9 +35,7 @@ def find_convolutions(graph: Graph) -> tuple[list[ConvSite], list[Refusal]]:
         if node.domain not in ("", "ai.onnx"):
             continue
         if node.op_type in _RELATED and integer(node, "group", 1) > 1:
-            refusals.append(
-                Refusal(node.name, node.op_type, f"{node.op_type} with groups is not handled, only Conv")
-            )
+            refusals.append(Refusal(node.name, node.op_type, f"{node.op_type} with groups is not handled, only Conv"))
         if node.op_type != "Conv":
             continue
         joint = merged.get(node.output[0])
@@ -159,9 +157,7 @@ def _alike(graph: Graph, nodes: Sequence[NodeProto]) -> bool:
         (str([attribute(node, name) for name in _GEOMETRY]), str((graph.shape(node.input[1]) or ())[2:]))
         for node in nodes
     }
-    alone = all(
-        len(graph.readers(node.output[0])) == 1 and node.output[0] not in graph.outputs for node in nodes
-    )
+    alone = all(len(graph.readers(node.output[0])) == 1 and node.output[0] not in graph.outputs for node in nodes)
     return len(kinds) == 1 and alone
 
 

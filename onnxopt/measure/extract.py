@@ -13,9 +13,7 @@ from onnxopt.model.graph import Graph, nested_names, runtime_inputs
 _SHAPE_OPERATORS = ("Shape", "Size")
 
 
-def extract_region(
-    model: ModelProto, graph: Graph, inputs: Sequence[str], outputs: Sequence[str]
-) -> ModelProto:
+def extract_region(model: ModelProto, graph: Graph, inputs: Sequence[str], outputs: Sequence[str]) -> ModelProto:
     """The sub-model of ``model`` that makes ``outputs`` from ``inputs``, with static shapes at ``graph``'s
     batch size.
 
@@ -62,9 +60,7 @@ class _Walk:
         self._initializers = initializers
         self._boundary = boundary
         self._runtime = {value.name for value in runtime_inputs(model.graph)}
-        self._producer = {
-            name: index for index, node in enumerate(model.graph.node) for name in node.output if name
-        }
+        self._producer = {name: index for index, node in enumerate(model.graph.node) for name in node.output if name}
         self.nodes: set[int] = set()
         self.read: set[str] = set()
         self.shapes: dict[str, TensorProto] = {}

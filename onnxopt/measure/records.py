@@ -83,9 +83,7 @@ class RecordStore:
         try:
             _append(self.path, line)
         except OSError as error:
-            _log.warning(
-                "the tuning record is not kept: cannot write %s: %s", self.path, error.strerror or error
-            )
+            _log.warning("the tuning record is not kept: cannot write %s: %s", self.path, error.strerror or error)
 
     def _load(self) -> dict[str, Record]:
         if self._records is None:
@@ -93,9 +91,7 @@ class RecordStore:
             for problem in problems[:3]:
                 _log.warning("%s, line %d is left out: %s", self.path, problem.line, problem.reason)
             if len(problems) > 3:
-                _log.warning(
-                    "%s: %d more lines are left out; see `onnxopt cache verify`", self.path, len(problems) - 3
-                )
+                _log.warning("%s: %d more lines are left out; see `onnxopt cache verify`", self.path, len(problems) - 3)
             self._records = {record.key: record for record in records}
         return self._records
 
@@ -173,12 +169,7 @@ def parse_line(line: bytes) -> Record:
 
 def _number(entry: Mapping[str, Any], name: str, largest: float) -> float:
     value = entry[name]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 < value <= largest
-        or math.isnan(value)
-    ):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= largest or math.isnan(value):
         raise ValueError(f"{name} is {_shown(value)}; it must be a number above 0 and at most {largest:g}")
     return float(value)
 
@@ -193,9 +184,7 @@ def _whole(entry: Mapping[str, Any], name: str, smallest: int, largest: int) -> 
 def _text(entry: Mapping[str, Any], name: str) -> str:
     value = entry[name]
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or not value.isprintable():
-        raise ValueError(
-            f"{name} is {_shown(value)}; it must be printable text of 1 to {MAX_TEXT} characters"
-        )
+        raise ValueError(f"{name} is {_shown(value)}; it must be printable text of 1 to {MAX_TEXT} characters")
     return value
 
 

@@ -50,9 +50,7 @@ def open_session(model: ModelProto | Path, *, threads: int = 0, label: str = "th
     try:
         content = str(model) if isinstance(model, Path) else model.SerializeToString()
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except (
-        Exception
-    ) as error:  # ONNX Runtime and protobuf raise many kinds; all mean: this model does not load
+    except Exception as error:  # ONNX Runtime and protobuf raise many kinds; all mean: this model does not load
         where = f"{label} ({model})" if isinstance(model, Path) else label
         raise InputError(
             f"ONNX Runtime cannot load {where}: {_first_line(error)}; check it with `onnx.checker`"
@@ -124,9 +122,7 @@ def _draw(value: onnx.ValueInfoProto, rng: np.random.Generator, batch: int) -> n
     shape = _shape(value, batch)
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     if int(np.prod(shape, dtype=object)) * dtype.itemsize > _MAX_FEED_BYTES:
-        raise InputError(
-            f"the input {value.name!r} of shape {list(shape)} is larger than {_MAX_FEED_BYTES >> 30} GiB"
-        )
+        raise InputError(f"the input {value.name!r} of shape {list(shape)} is larger than {_MAX_FEED_BYTES >> 30} GiB")
     if kind in _FLOATS:
         return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
     return np.ones(shape, dtype) if kind == TensorProto.BOOL else np.zeros(shape, dtype)

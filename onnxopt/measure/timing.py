@@ -89,9 +89,7 @@ def time_pair(
         _round(original, candidate, inner, limits, deadline, clock, samples)
         if len(samples) > first:
             medians.append(statistics.median(a / b for a, b in samples[first:]))
-        if clock() >= deadline or (
-            done >= limits.min_rounds and _settled(samples, medians, limits.agreement)
-        ):
+        if clock() >= deadline or (done >= limits.min_rounds and _settled(samples, medians, limits.agreement)):
             break
     return summarise(samples)
 

@@ -58,9 +58,7 @@ def _check_opset(owner: str, imports: Iterable[onnx.OperatorSetIdProto], *, requ
     if not versions:
         raise InputError(f"{owner} names no version of the standard operators (truncated file?); {allowed}")
     if len(versions) > 1:
-        raise InputError(
-            f"{owner} names several versions of the standard operators: {sorted(versions)}; {allowed}"
-        )
+        raise InputError(f"{owner} names several versions of the standard operators: {sorted(versions)}; {allowed}")
     (version,) = versions
     if not MIN_OPSET <= version <= MAX_OPSET:
         raise InputError(
@@ -80,9 +78,7 @@ def check_interface(model: onnx.ModelProto, max_bytes: int) -> None:
     initialized |= {sparse.values.name for sparse in graph.sparse_initializer}
     fed = [value for value in graph.input if value.name not in initialized]
     if not fed:
-        raise InputError(
-            "the graph has no inputs, so there is nothing to optimise; export the model with its inputs"
-        )
+        raise InputError("the graph has no inputs, so there is nothing to optimise; export the model with its inputs")
     if not graph.output:
         raise InputError("the graph has no outputs; export the model with its outputs")
     for value in fed:
@@ -97,9 +93,7 @@ def _check_input(value: ValueInfoProto, max_bytes: int) -> None:
     if kind is None:
         raise InputError(f"input {value.name!r} has no element type and no shape; {_STATIC}")
     if kind != "tensor_type":
-        raise InputError(
-            f"input {value.name!r} is a {kind.removesuffix('_type')}; only dense tensors are supported"
-        )
+        raise InputError(f"input {value.name!r} is a {kind.removesuffix('_type')}; only dense tensors are supported")
     tensor = value.type.tensor_type
     if not tensor.elem_type:
         raise InputError(f"input {value.name!r} has no element type; {_STATIC}")
@@ -108,18 +102,12 @@ def _check_input(value: ValueInfoProto, max_bytes: int) -> None:
     sizes = [_size(dim) for dim in tensor.shape.dim]
     shape = f"[{', '.join(map(str, sizes))}]"
     if len(sizes) > MAX_RANK:
-        raise InputError(
-            f"input {value.name!r} has {len(sizes)} dimensions; at most {MAX_RANK} are supported"
-        )
-    if any(isinstance(size, str) for size in sizes[1:]) or any(
-        isinstance(size, int) and size < 1 for size in sizes
-    ):
+        raise InputError(f"input {value.name!r} has {len(sizes)} dimensions; at most {MAX_RANK} are supported")
+    if any(isinstance(size, str) for size in sizes[1:]) or any(isinstance(size, int) and size < 1 for size in sizes):
         raise InputError(f"input {value.name!r} has the shape {shape}; {_STATIC}")
     elements = math.prod(size for size in sizes if isinstance(size, int))
     if elements * type_bits(tensor.elem_type, f"input {value.name!r}") > max_bytes * 8:
-        raise InputError(
-            f"input {value.name!r} has the shape {shape}, more than the {max_bytes:,} bytes allowed"
-        )
+        raise InputError(f"input {value.name!r} has the shape {shape}, more than the {max_bytes:,} bytes allowed")
 
 
 def _size(dim: TensorShapeProto.Dimension) -> int | str:

@@ -42,9 +42,7 @@ def external_range(stored: StoredTensor) -> ExternalRange:
     entries: dict[str, str] = {}
     for entry in stored.tensor.external_data:
         if entry.key not in _KEYS:
-            raise InputError(
-                f"{stored.place} has the external data key {entry.key!r}; allowed are {', '.join(_KEYS)}"
-            )
+            raise InputError(f"{stored.place} has the external data key {entry.key!r}; allowed are {', '.join(_KEYS)}")
         if entry.key in entries:
             raise InputError(f"{stored.place} gives the external data key {entry.key!r} twice")
         entries[entry.key] = entry.value
@@ -52,9 +50,7 @@ def external_range(stored: StoredTensor) -> ExternalRange:
         raise InputError(f"{stored.place} has external data without a location; export the model again")
     location = _location(stored, entries["location"])
     if has_values(stored.tensor):
-        raise InputError(
-            f"{stored.place} has values in the model and external data too; export the model again"
-        )
+        raise InputError(f"{stored.place} has values in the model and external data too; export the model again")
     if stored.tensor.data_type == stored.tensor.STRING:
         raise InputError(f"{stored.place} keeps strings in external data, which ONNX does not allow")
     expected = tensor_bytes(stored)
@@ -123,9 +119,7 @@ class _Files:
             label = f"{self._folder / item.location}, the external data of {item.stored.place},"
             self._file, info = open_regular(_descend(self._folder, item.location), label)
             if info.st_nlink > 1:
-                raise InputError(
-                    f"{label} is a hard link, one of {info.st_nlink} names of a file; copy the data"
-                )
+                raise InputError(f"{label} is a hard link, one of {info.st_nlink} names of a file; copy the data")
             self._location, self._size = item.location, info.st_size
         return self._file
 
@@ -138,9 +132,7 @@ class _Files:
         path = self._folder / item.location
         owner = f"the external data of {item.stored.place}"
         if _has_link(self._folder, item.location):
-            return (
-                f"{path}, {owner}, is or passes through a symbolic link; copy the data to that place instead"
-            )
+            return f"{path}, {owner}, is or passes through a symbolic link; copy the data to that place instead"
         if isinstance(error, FileNotFoundError):
             return f"{path}, {owner}, does not exist; copy it to that place beside the model"
         return f"cannot read {path}, {owner}: {error.strerror or error}"

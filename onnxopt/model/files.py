@@ -40,9 +40,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; check the path") from None
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot read {path}: {_reason(error)}; check the path and its permissions"
-        ) from None
+        raise InputError(f"cannot read {path}: {_reason(error)}; check the path and its permissions") from None
     if len(content) > max_bytes:
         raise InputError(f"{path} grew beyond {max_bytes:,} bytes while it was read; try again")
     return content
@@ -87,9 +85,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
         _sync_folder(target.parent)
     except OSError as error:
         if not target.parent.is_dir():
-            raise InputError(
-                f"cannot write {target}: there is no folder {target.parent}; create it first"
-            ) from None
+            raise InputError(f"cannot write {target}: there is no folder {target.parent}; create it first") from None
         raise InputError(
             f"cannot write {target}: {_reason(error)}; nothing was written. "
             "Free some space or correct the permissions, or choose another place"

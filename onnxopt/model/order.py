@@ -52,9 +52,7 @@ def _sort_graph(graph: GraphProto, where: str) -> dict[str, str]:
     for names, kind in ((given, "inputs"), (stored, "initializers")):
         if len(set(names)) != len(names):
             twice = Counter(names).most_common(1)[0][0]
-            raise InputError(
-                f"two {kind} have the name {twice!r}{where}; names must be unique: export the model again"
-            )
+            raise InputError(f"two {kind} have the name {twice!r}{where}; names must be unique: export the model again")
     return _sort(graph.node, {*given, *stored}, [value.name for value in graph.output], where)
 
 

@@ -64,9 +64,7 @@ def _parse(content: bytes) -> onnx.ModelProto:
             raise InputError("the file is truncated or damaged; copy it or export the model again") from None
         raise InputError("the file is not an ONNX model; give the path of an .onnx file") from None
     if not model.HasField("graph"):
-        raise InputError(
-            "the file has no graph: it is not an ONNX model, or truncated; export the model again"
-        )
+        raise InputError("the file has no graph: it is not an ONNX model, or truncated; export the model again")
     return model
 
 

@@ -103,13 +103,9 @@ def tensor_bytes(stored: StoredTensor) -> int:
     """
     tensor = stored.tensor
     if len(tensor.dims) > MAX_RANK:
-        raise InputError(
-            f"{stored.place} has {len(tensor.dims)} dimensions; at most {MAX_RANK} are supported"
-        )
+        raise InputError(f"{stored.place} has {len(tensor.dims)} dimensions; at most {MAX_RANK} are supported")
     if any(size < 0 for size in tensor.dims):
-        raise InputError(
-            f"{stored.place} has a negative dimension: {list(tensor.dims)}; export the model again"
-        )
+        raise InputError(f"{stored.place} has a negative dimension: {list(tensor.dims)}; export the model again")
     return (math.prod(tensor.dims) * type_bits(tensor.data_type, stored.place) + 7) // 8
 
 
@@ -154,24 +150,18 @@ def check_inline(stored: StoredTensor) -> None:
     """Raises InputError unless a tensor stored inside the model holds as many values as its shape says."""
     tensor = stored.tensor
     if tensor.HasField("segment"):
-        raise InputError(
-            f"{stored.place} is stored in segments, which is not supported; export the model again"
-        )
+        raise InputError(f"{stored.place} is stored in segments, which is not supported; export the model again")
     expected = tensor_bytes(stored)
     filled = [name for name in _VALUE_FIELDS if len(getattr(tensor, name))]
     if tensor.HasField("raw_data"):
         found = len(tensor.raw_data)
         if filled or tensor.data_type == TensorProto.STRING:
-            raise InputError(
-                f"{stored.place} stores its values in raw_data and elsewhere too; export the model again"
-            )
+            raise InputError(f"{stored.place} stores its values in raw_data and elsewhere too; export the model again")
         _expect(stored, found, expected, "bytes")
         return
     field, wanted = _typed_field(tensor, expected)
     if set(filled) - {field}:
-        raise InputError(
-            f"{stored.place} stores its values in {', '.join(filled)}, not in {field}; export it again"
-        )
+        raise InputError(f"{stored.place} stores its values in {', '.join(filled)}, not in {field}; export it again")
     _expect(stored, len(getattr(tensor, field)), wanted, "values")
 
 

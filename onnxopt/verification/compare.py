@@ -119,9 +119,7 @@ def compare_outputs(
         for name, expected in reference.items()
     ]
     reports += [
-        OutputReport(
-            name, found.shape, 0.0, np.inf, np.inf, *rule.bounds(name), False, "the reference lacks it"
-        )
+        OutputReport(name, found.shape, 0.0, np.inf, np.inf, *rule.bounds(name), False, "the reference lacks it")
         for name, found in candidate.items()
         if name not in reference
     ]
@@ -154,14 +152,10 @@ def _scale(values: npt.NDArray[np.float64]) -> float:
     return largest if largest > ZERO_BELOW else SCALE_OF_ZERO
 
 
-def _compare(
-    name: str, expected: Array, found: Array | None, rule: Rule, original: Array | None
-) -> OutputReport:
+def _compare(name: str, expected: Array, found: Array | None, rule: Rule, original: Array | None) -> OutputReport:
     bounds = rule.bounds(name) if is_float(expected) else (0.0, 0.0)
     if found is None:
-        return OutputReport(
-            name, expected.shape, 0.0, np.inf, np.inf, *bounds, False, "the candidate lacks it"
-        )
+        return OutputReport(name, expected.shape, 0.0, np.inf, np.inf, *bounds, False, "the candidate lacks it")
     problem = _mismatch(expected, found, rule)
     if problem:
         return OutputReport(name, expected.shape, 0.0, np.inf, np.inf, *bounds, False, problem)
@@ -185,9 +179,7 @@ def _mismatch(expected: Array, found: Array, rule: Rule) -> str:
 def _compare_exact(name: str, expected: Array, found: Array) -> OutputReport:
     different = int(np.count_nonzero(expected != found))
     error = 1.0 if different else 0.0
-    reason = (
-        f"{different} of {expected.size} elements differ; {expected.dtype} must be equal" if different else ""
-    )
+    reason = f"{different} of {expected.size} elements differ; {expected.dtype} must be equal" if different else ""
     return OutputReport(name, expected.shape, 1.0, error, error, 0.0, 0.0, not different, reason)
 
 

@@ -43,11 +43,7 @@ def cut_unknown(
         return original, candidate, ()
     for node in nodes:
         twin = others.pop(tuple(node.output), None)
-        if (
-            twin is None
-            or not _equal(node, twin)
-            or not _equal_constants(node, original.graph, candidate.graph)
-        ):
+        if twin is None or not _equal(node, twin) or not _equal_constants(node, original.graph, candidate.graph):
             raise VerificationError(
                 f"node {_label(node)} of the original is missing from the candidate or differs there; "
                 f"operators that ONNX Runtime "
@@ -108,9 +104,7 @@ def _made_values(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> list[on
     return made
 
 
-def _cut(
-    model: onnx.ModelProto, nodes: list[onnx.NodeProto], made: list[onnx.ValueInfoProto]
-) -> onnx.ModelProto:
+def _cut(model: onnx.ModelProto, nodes: list[onnx.NodeProto], made: list[onnx.ValueInfoProto]) -> onnx.ModelProto:
     removed = {tuple(node.output) for node in nodes}
     gone = {name for node in nodes for name in node.output}
     wanted = list(dict.fromkeys(name for node in nodes for name in node.input))

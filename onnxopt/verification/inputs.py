@@ -98,13 +98,10 @@ def load_inputs(path: str | Path, model: onnx.ModelProto) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name].astype(spec.dtype, order="C") for name, spec in specs.items()}
     except FileNotFoundError as error:
-        raise InputError(
-            f"{path}: no such file; give an .npz file with the arrays {_expected(specs)}"
-        ) from error
+        raise InputError(f"{path}: no such file; give an .npz file with the arrays {_expected(specs)}") from error
     except _UNREADABLE as error:
         raise InputError(
-            f"{path}: not a readable .npz file ({error}); write it with numpy.savez and the arrays "
-            f"{_expected(specs)}"
+            f"{path}: not a readable .npz file ({error}); write it with numpy.savez and the arrays {_expected(specs)}"
         ) from error
 
 
@@ -126,14 +123,10 @@ def _check_header(
     shape, dtype = _read_header(archive, spec.name)
     expected = f"expected {spec.describe()}"
     if dtype.hasobject:
-        raise InputError(
-            f"{path}: '{spec.name}' holds pickled Python objects, which are never loaded; {expected}"
-        )
+        raise InputError(f"{path}: '{spec.name}' holds pickled Python objects, which are never loaded; {expected}")
     wanted = np.dtype(np.float32) if spec.elem_type == onnx.TensorProto.BFLOAT16 else spec.dtype
     if dtype != wanted:
-        raise InputError(
-            f"{path}: '{spec.name}' is {dtype}{list(shape)}; {expected} (as {wanted} in the file)"
-        )
+        raise InputError(f"{path}: '{spec.name}' is {dtype}{list(shape)}; {expected} (as {wanted} in the file)")
     fits = spec.shape is None or (
         len(shape) == len(spec.shape) and all(map(_size_fits, shape, spec.shape, [symbols] * len(shape)))
     )
@@ -142,18 +135,14 @@ def _check_header(
         raise InputError(f"{path}: '{spec.name}' is {dtype}{list(shape)}; {expected}{known}")
     _check_size(spec, shape, str(path))
     if int(np.prod(shape, dtype=np.int64)) * dtype.itemsize > stored_bytes:
-        raise InputError(
-            f"{path}: '{spec.name}' is cut short: {stored_bytes} bytes cannot hold {dtype}{list(shape)}"
-        )
+        raise InputError(f"{path}: '{spec.name}' is cut short: {stored_bytes} bytes cannot hold {dtype}{list(shape)}")
 
 
 def _read_header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     members = archive.namelist()
     with archive.open(f"{name}.npy" if f"{name}.npy" in members else name) as stream:
         version = np.lib.format.read_magic(stream)
-        read = (
-            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        )
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
         return tuple(shape), dtype
 

@@ -76,9 +76,7 @@ def output_specs(model: onnx.ModelProto) -> list[TensorSpec]:
 
 def has_dynamic_batch(specs: Sequence[TensorSpec]) -> bool:
     """Whether some input's first dimension is symbolic."""
-    return any(
-        spec.shape is not None and len(spec.shape) > 0 and isinstance(spec.shape[0], str) for spec in specs
-    )
+    return any(spec.shape is not None and len(spec.shape) > 0 and isinstance(spec.shape[0], str) for spec in specs)
 
 
 def concrete_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
@@ -119,8 +117,7 @@ def _difference(first: TensorSpec, second: TensorSpec, any_float: bool) -> bool:
         return True
     # A symbol's name is the exporter's whim: two symbols are the same size as far as a caller can tell.
     return any(
-        a != b and (isinstance(a, int) or isinstance(b, int))
-        for a, b in zip(first.shape, second.shape, strict=True)
+        a != b and (isinstance(a, int) or isinstance(b, int)) for a, b in zip(first.shape, second.shape, strict=True)
     )
 
 
@@ -142,9 +139,7 @@ def check_interfaces(
     for role, specs_of, types_only in sides:
         first = {spec.name: spec for spec in specs_of(original)}
         second = {spec.name: spec for spec in specs_of(candidate)}
-        problems += [
-            f"{role} '{name}' is missing from the {names[1]}" for name in first if name not in second
-        ]
+        problems += [f"{role} '{name}' is missing from the {names[1]}" for name in first if name not in second]
         problems += [f"{role} '{name}' is only in the {names[1]}" for name in second if name not in first]
         for name in first.keys() & second.keys():
             one, two = first[name], second[name]

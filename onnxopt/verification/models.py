@@ -87,9 +87,7 @@ def verify_models(
         if batches is not None or len(first) in (0, len(jobs)):
             raise
         # Some exporters call a batch symbolic whose size they have baked into the graph.
-        note = (
-            "the original does not run at every batch size, though it is symbolic: only batch 1 was compared"
-        )
+        note = "the original does not run at every batch size, though it is symbolic: only batch 1 was compared"
         setup = replace(setup, notes=(*setup.notes, note))
         return _verify(setup, original, first, seed, sites, threads, tell)
 
@@ -190,9 +188,7 @@ def _watch(setup: Setup, job: _Job, names: list[str], threads: int) -> Run:
     return run_all(setup.watching(names), [job.feed], names, threads=threads)[0]
 
 
-def _watchable(
-    setup: Setup, sites: Sequence[tuple[str, str]]
-) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+def _watchable(setup: Setup, sites: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     known = tensor_names(setup.reference) & tensor_names(setup.candidate)
     watched = [(site, tensor) for site, tensor in sites if tensor in known]
     return watched, tuple(site for site, tensor in sites if tensor not in known)
@@ -220,13 +216,9 @@ def _notes(
     notes: list[str] = []
     if redrawn:
         places = ", ".join(sorted({report.tie for report in redrawn if report.tie}))
-        notes.append(
-            f"{len(redrawn)} inputs were drawn again: {places} decided differently on numbers that agree"
-        )
+        notes.append(f"{len(redrawn)} inputs were drawn again: {places} decided differently on numbers that agree")
     if any(report.tie for report in decided):
-        notes.append(
-            f"no input without such a difference was found in {MAX_REDRAWS} further draws, or it was given"
-        )
+        notes.append(f"no input without such a difference was found in {MAX_REDRAWS} further draws, or it was given")
     if failed is not None and watched and first_bad is None:
         notes.append("every watched site agrees, so the difference arises elsewhere")
     return tuple(notes)

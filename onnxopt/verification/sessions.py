@@ -33,13 +33,8 @@ class Runner:
 
         Raises RunError where a node fails or an output is no tensor.
         """
-        names = (
-            list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
-        )
-        feed = {
-            name: array.astype(self._dtypes[name]) if is_float(array) else array
-            for name, array in inputs.items()
-        }
+        names = list(outputs) if outputs is not None else [value.name for value in self._session.get_outputs()]
+        feed = {name: array.astype(self._dtypes[name]) if is_float(array) else array for name, array in inputs.items()}
         try:
             values = self._session.run(names, feed)
         except Exception as error:

@@ -86,9 +86,7 @@ def near_tie(
             continue
         if all(_same(decision, reference[name], candidate[name]) for name in decision.outputs):
             continue
-        agree = all(
-            report.passed for report in compare_outputs(inputs, _select(candidate, inputs), rule=rule)
-        )
+        agree = all(report.passed for report in compare_outputs(inputs, _select(candidate, inputs), rule=rule))
         return f"{decision.op_type} '{decision.node}'" if agree else None
     return None
 

@@ -180,9 +180,7 @@ def _trace(graph: onnx.GraphProto, spec: TensorSpec, facts: _GraphFacts) -> _Evi
     return evidence
 
 
-def _note_evidence(
-    node: onnx.NodeProto, images: dict[str, _Image], facts: _GraphFacts, evidence: _Evidence
-) -> None:
+def _note_evidence(node: onnx.NodeProto, images: dict[str, _Image], facts: _GraphFacts, evidence: _Evidence) -> None:
     operands = [images.get(name) for name in node.input]
     if node.op_type == "Where" and operands[0] is not None:
         evidence.mask = True
@@ -231,9 +229,7 @@ def _step(node: onnx.NodeProto, images: dict[str, _Image], facts: _GraphFacts, e
     if node.op_type in _MOVES:
         return _move(node, images)
     if node.op_type == "Not" and first is not None:
-        return _Image(
-            *(None if value is None else float(not value) for value in (first.at_zero, first.at_one))
-        )
+        return _Image(*(None if value is None else float(not value) for value in (first.at_zero, first.at_one)))
     if node.op_type == "Neg" and first is not None:
         return _Image(*(None if value is None else 0.0 - value for value in (first.at_zero, first.at_one)))
     if node.op_type in _LOGIC:
@@ -247,9 +243,7 @@ def _step(node: onnx.NodeProto, images: dict[str, _Image], facts: _GraphFacts, e
         # A threshold on float data (a leaky Relu written out) is no sign of a mask, so order is for
         # integers only.
         compare = _COMPARISONS[node.op_type]
-        pairs = [
-            None if a is None or b is None else float(compare(a, b)) for a, b in zip(*sides, strict=True)
-        ]
+        pairs = [None if a is None or b is None else float(compare(a, b)) for a, b in zip(*sides, strict=True)]
         return _Image(*pairs) if pairs[0] != pairs[1] else None
     return None
 

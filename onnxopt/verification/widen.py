@@ -119,9 +119,7 @@ def _widen_nodes(nodes: Iterable[onnx.NodeProto], narrow: frozenset[int], target
             node.attribute.append(onnx.helper.make_attribute("value", zero))
 
 
-def _widen_attribute(
-    node: onnx.NodeProto, attribute: onnx.AttributeProto, narrow: frozenset[int], target: int
-) -> None:
+def _widen_attribute(node: onnx.NodeProto, attribute: onnx.AttributeProto, narrow: frozenset[int], target: int) -> None:
     if attribute.name in _TYPE_ATTRIBUTES and attribute.i in narrow:
         attribute.i = target
     elif attribute.HasField("t"):

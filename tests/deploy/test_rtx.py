@@ -22,9 +22,7 @@ from onnxopt.lower.compat import lower_for_parsers
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="the extra 'rtx' is not installed")
 
 
-def _model(
-    operator: str = "Relu", domain: str = "", shape: tuple[int | str, ...] = (1, 4, 8, 8)
-) -> onnx.ModelProto:
+def _model(operator: str = "Relu", domain: str = "", shape: tuple[int | str, ...] = (1, 4, 8, 8)) -> onnx.ModelProto:
     """A convolution and an operator of choice."""
     weights = np.random.default_rng(0).standard_normal((4, 4, 3, 3)).astype(np.float32)
     nodes = [
@@ -139,9 +137,7 @@ def test_a_missing_library_says_how_to_install_it(tmp_path: Path, monkeypatch: p
         build_engine(_model(), arch="sm_89", out=tmp_path / "e")
 
 
-@pytest.mark.parametrize(
-    ("operator", "domain"), [("Conv_1", "onnxopt"), ("Gelu", "com.microsoft"), ("Nonsense", "")]
-)
+@pytest.mark.parametrize(("operator", "domain"), [("Conv_1", "onnxopt"), ("Gelu", "com.microsoft"), ("Nonsense", "")])
 def test_nodes_that_are_not_standard_never_reach_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str, domain: str
 ) -> None:

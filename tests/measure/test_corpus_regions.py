@@ -36,9 +36,7 @@ def test_middle_of_an_exported_model(tag: str, corpus_model: Callable[[str], Pat
     options.intra_op_num_threads = 1
 
     def run(target: onnx.ModelProto, names: list[str], feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        session = onnxruntime.InferenceSession(
-            target.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(target.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return list(session.run(names, feeds))
 
     expected, cut = run(whole, [end, source], draw_feeds(model))

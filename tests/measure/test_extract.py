@@ -46,9 +46,7 @@ def small_model(batch: int | str = 2) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def run(
-    model: onnx.ModelProto, feeds: dict[str, np.ndarray], outputs: list[str] | None = None
-) -> list[np.ndarray]:
+def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], outputs: list[str] | None = None) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return list(session.run(outputs, feeds))
 
@@ -102,9 +100,7 @@ def test_region_of_a_rewritten_model() -> None:
     graph = view(model, batch=2)
     node = helper.make_node("MatMul", ["d", "table"], ["y"], "new")
     table = numpy_helper.from_array(np.ones((6, 3), np.float32), "table")
-    region = extract_region(
-        apply_rewrites(model, [Rewrite("s", ("y",), (node,), (table,))]), graph, ["d"], ["y"]
-    )
+    region = extract_region(apply_rewrites(model, [Rewrite("s", ("y",), (node,), (table,))]), graph, ["d"], ["y"])
     assert [n.name for n in region.graph.node] == ["new"]
     d = np.ones((2, 5, 6), np.float32)
     np.testing.assert_array_equal(run(region, {"d": d})[0], np.full((2, 5, 3), 6, np.float32))

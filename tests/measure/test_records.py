@@ -53,9 +53,7 @@ def test_store_does_not_change_while_it_is_used(tmp_path: Path) -> None:
     assert store.find(record().key) is None
 
 
-def test_damaged_lines_are_a_warning_and_the_rest_counts(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_lines_are_a_warning_and_the_rest_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / FILE_NAME
     content = [
         format_line(record(1)),

@@ -56,9 +56,7 @@ def test_inputs_that_cannot_be_drawn(kind: int, shape: tuple[int | str, ...], me
         draw_feeds(model_of(kind, shape))
 
 
-@pytest.mark.parametrize(
-    "kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT32]
-)
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.INT32])
 def test_runs_of_every_type_return_the_input(kind: int) -> None:
     model = model_of(kind)
     outputs = prepare_run(open_session(model), draw_feeds(model))()

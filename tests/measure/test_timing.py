@@ -51,9 +51,7 @@ def test_model_against_itself_reads_one_on_a_noisy_machine(seed: int) -> None:
 
 def test_ratio_survives_outliers_and_a_machine_that_slows_down() -> None:
     machine = FakeMachine(3, noise=0.05)
-    timing = time_pair(
-        machine.run("a", 0.03, drift=0.5), machine.run("b", 0.01, drift=0.5), clock=machine.clock
-    )
+    timing = time_pair(machine.run("a", 0.03, drift=0.5), machine.run("b", 0.01, drift=0.5), clock=machine.clock)
     assert timing.ratio == pytest.approx(3, rel=0.1)
     assert timing.low <= timing.ratio <= timing.high
     assert timing.decisive
@@ -112,9 +110,7 @@ def test_order_alternates_and_short_runs_are_repeated() -> None:
 
 
 def test_clock_that_stands_still_gives_a_finite_ratio() -> None:
-    timing = time_pair(
-        lambda: None, lambda: None, TimingLimits(pairs=1, max_rounds=1, sample_seconds=0), lambda: 0.0
-    )
+    timing = time_pair(lambda: None, lambda: None, TimingLimits(pairs=1, max_rounds=1, sample_seconds=0), lambda: 0.0)
     assert timing.ratio == 1
 
 

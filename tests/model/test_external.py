@@ -57,9 +57,7 @@ def test_data_of_every_precision_is_read(make_model: MakeModel, tmp_path: Path, 
         {"location": "sub//deep/./w.bin"},
     ],
 )
-def test_optional_entries_may_be_missing(
-    make_model: MakeModel, tmp_path: Path, entries: dict[str, str | int]
-) -> None:
+def test_optional_entries_may_be_missing(make_model: MakeModel, tmp_path: Path, entries: dict[str, str | int]) -> None:
     (tmp_path / "sub/deep").mkdir(parents=True)
     for place in ("w.bin", "sub/deep/w.bin"):
         (tmp_path / place).write_bytes(WEIGHTS)
@@ -80,22 +78,16 @@ def test_the_models_folder_may_be_reached_through_a_link(make_model: MakeModel, 
     assert read_external(make_model(), tmp_path / "link", location="w.bin") == make_model()
 
 
-def test_tensors_in_attributes_subgraphs_and_functions_are_read(
-    make_model: MakeModel, tmp_path: Path
-) -> None:
+def test_tensors_in_attributes_subgraphs_and_functions_are_read(make_model: MakeModel, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(WEIGHTS)
     values = numpy_helper.from_array(np.arange(32, dtype=np.float32), "values")
     constant = helper.make_node("Constant", [], ["c"], value=values)
-    branch = helper.make_graph(
-        [constant], "branch", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [32])]
-    )
+    branch = helper.make_graph([constant], "branch", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [32])])
     flag = helper.make_node("Constant", [], ["flag"], value=numpy_helper.from_array(np.array(True)))
     choice = helper.make_node("If", ["flag"], ["chosen"], then_branch=branch, else_branch=branch)
     model = make_model()
     model.graph.node.extend([flag, choice])
-    model.functions.append(
-        helper.make_function("my", "Fixed", [], ["c"], [constant], [helper.make_opsetid("", 17)])
-    )
+    model.functions.append(helper.make_function("my", "Fixed", [], ["c"], [constant], [helper.make_opsetid("", 17)]))
     expected = onnx.ModelProto.FromString(model.SerializeToString())
     for tensor in (
         model.functions[0].node[0].attribute[0].t,

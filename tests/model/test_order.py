@@ -140,10 +140,7 @@ def test_two_inputs_or_initializers_of_one_name_are_refused(make_model: MakeMode
 
 
 def function(name: str, *calls: str) -> onnx.FunctionProto:
-    nodes = [
-        helper.make_node(call, ["a"], ["b" if i == 0 else f"b{i}"], domain="my")
-        for i, call in enumerate(calls)
-    ]
+    nodes = [helper.make_node(call, ["a"], ["b" if i == 0 else f"b{i}"], domain="my") for i, call in enumerate(calls)]
     return helper.make_function("my", name, ["a"], ["b"], nodes, [helper.make_opsetid("my", 1)])
 
 

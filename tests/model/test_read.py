@@ -30,9 +30,7 @@ def save(model: onnx.ModelProto, folder: Path) -> Path:
 
 @pytest.mark.parametrize("element_type", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16])
 @pytest.mark.parametrize("opset", [13, 23])
-def test_a_good_model_is_read_unchanged(
-    make_model: MakeModel, tmp_path: Path, element_type: int, opset: int
-) -> None:
+def test_a_good_model_is_read_unchanged(make_model: MakeModel, tmp_path: Path, element_type: int, opset: int) -> None:
     model = make_model(opset, element_type)
     assert read_model(save(model, tmp_path)) == model
 
@@ -134,9 +132,7 @@ def _list_the_output_twice(model: onnx.ModelProto) -> None:
 
 def _add_old_function(model: onnx.ModelProto) -> None:
     relu = helper.make_node("Relu", ["a"], ["b"])
-    model.functions.append(
-        helper.make_function("my", "Old", ["a"], ["b"], [relu], [helper.make_opsetid("", 12)])
-    )
+    model.functions.append(helper.make_function("my", "Old", ["a"], ["b"], [relu], [helper.make_opsetid("", 12)]))
 
 
 @pytest.mark.parametrize(
@@ -169,9 +165,7 @@ def _add_old_function(model: onnx.ModelProto) -> None:
         (_set_input_shape("N", 1 << 62, 1 << 62), "more than the .* bytes allowed"),
     ],
 )
-def test_an_unsupported_model_is_refused(
-    make_model: MakeModel, tmp_path: Path, spoil: Spoil, message: str
-) -> None:
+def test_an_unsupported_model_is_refused(make_model: MakeModel, tmp_path: Path, spoil: Spoil, message: str) -> None:
     model = make_model()
     spoil(model)
     path = save(model, tmp_path)

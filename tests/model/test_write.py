@@ -54,9 +54,7 @@ def weighty_model(as_raw: bool = True) -> onnx.ModelProto:
         [],
         [value("y1")],
     )
-    other = helper.make_graph(
-        [helper.make_node("Add", ["x", "w3"], ["y2"])], "else", [], [value("y2")], [weight("w3")]
-    )
+    other = helper.make_graph([helper.make_node("Add", ["x", "w3"], ["y2"])], "else", [], [value("y2")], [weight("w3")])
     nodes = [
         helper.make_node("ReduceMax", ["x"], ["top"], keepdims=0),
         helper.make_node("Cast", ["top"], ["flag"], to=TensorProto.BOOL),
@@ -157,9 +155,7 @@ def test_a_model_over_2_gb_is_read_written_and_read(make_model: MakeModel, tmp_p
     """The weights are a sparse file of zeros, 2.4 GB in three tensors, so that little of the disk is used."""
     model = make_model()
     for index in range(3):
-        tensor = model.graph.initializer.add(
-            name=f"large{index}", data_type=TensorProto.FLOAT, dims=[200_000_000]
-        )
+        tensor = model.graph.initializer.add(name=f"large{index}", data_type=TensorProto.FLOAT, dims=[200_000_000])
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in (("location", "zeros.bin"), ("offset", str(800_000_000 * index))):
             tensor.external_data.add(key=key, value=value)

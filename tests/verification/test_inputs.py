@@ -79,9 +79,7 @@ def test_an_additive_mask_is_zero_or_one(make: ModelMaker, elem_type: int) -> No
 
 @pytest.mark.parametrize("through", ["Cast", "Equal"])
 def test_a_float_condition_is_zero_or_one(make: ModelMaker, through: str) -> None:
-    condition = (
-        node("Cast", ["m"], ["c"], to=BOOL) if through == "Cast" else node("Equal", ["m", "one"], ["c"])
-    )
+    condition = node("Cast", ["m"], ["c"], to=BOOL) if through == "Cast" else node("Equal", ["m", "one"], ["c"])
     model = make(
         [condition, node("Where", ["c", "x", "one"], ["y"])],
         [("m", FLOAT, [6, 6]), ("x", FLOAT, [6, 6])],

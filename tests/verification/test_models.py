@@ -23,9 +23,7 @@ SITES = [("first-site", "h"), ("second-site", "a"), ("third-site", "s")]
 node = helper.make_node
 
 
-def changed(
-    model: onnx.ModelProto, weight: str, change: Callable[[np.ndarray], np.ndarray]
-) -> onnx.ModelProto:
+def changed(model: onnx.ModelProto, weight: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     (tensor,) = (tensor for tensor in copy.graph.initializer if tensor.name == weight)
@@ -160,9 +158,7 @@ def test_inputs_and_outputs_that_differ_are_named(make: ModelMaker) -> None:
     ):
         with pytest.raises(VerificationError, match=message):
             verify_models(base, other)
-    more = make(
-        [node("Add", ["x", "b"], ["y"])], [("x", FLOAT, [2, 3]), ("b", FLOAT, [3])], [("y", FLOAT, [2, 3])]
-    )
+    more = make([node("Add", ["x", "b"], ["y"])], [("x", FLOAT, [2, 3]), ("b", FLOAT, [3])], [("y", FLOAT, [2, 3])])
     with pytest.raises(VerificationError, match="input 'b' is only in the candidate"):
         verify_models(base, more)
 
@@ -337,18 +333,14 @@ def test_an_unknown_operator_must_be_unchanged_and_declared(make: ModelMaker) ->
     bare = with_custom_node(make, weight, declared=False)
     with pytest.raises(MissingError, match="does not declare the type and shape of 'middle'"):
         verify_models(bare, bare)
-    plain = make(
-        [node("MatMul", ["x", "v"], ["y"])], [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4])], {"v": weight}
-    )
+    plain = make([node("MatMul", ["x", "v"], ["y"])], [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4])], {"v": weight})
     with pytest.raises(VerificationError, match="missing from the candidate"):
         verify_models(model, plain)
     with pytest.raises(VerificationError, match="not in the original"):
         verify_models(plain, model)
 
 
-def test_models_too_large_for_one_buffer_go_through_files(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_models_too_large_for_one_buffer_go_through_files(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
     write = sessions.write_model
 
