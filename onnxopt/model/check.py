@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import onnx
 from google.protobuf.message import Message
-from onnx import TensorProto, TensorShapeProto, ValueInfoProto
+from onnx import NodeProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 from onnxopt.errors import InputError
-from onnxopt.model.tensors import MAX_RANK, type_bits
+from onnxopt.model.graph import attribute, breaks_inference
+from onnxopt.model.tensors import MAX_RANK, node_label, type_bits
 
 MIN_OPSET, MAX_OPSET = 13, 23
 MIN_IR, MAX_IR = 3, 13
@@ -48,6 +49,24 @@ def check_versions(model: onnx.ModelProto) -> None:
     _check_opset("the model", model.opset_import, required=True)
     for function in model.functions:
         _check_opset(f"function {function.name!r}", function.opset_import, required=False)
+
+
+def check_nodes(model: onnx.ModelProto) -> None:
+    """Raises InputError for a node that would end the process inside the libraries that read the model later."""
+    pending: list[NodeProto] = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    while pending:
+        node = pending.pop()
+        for item in node.attribute:
+            for graph in (item.g, *item.graphs):
+                pending.extend(graph.node)
+        if not breaks_inference(node):
+            continue
+        if node.op_type == "Split":
+            stated = attribute(node, "num_outputs", None)
+            fault = f"num_outputs is {stated}, but it has {len(node.output)} outputs"
+        else:
+            fault = f"batch_dims is {attribute(node, 'batch_dims', 0)}; allowed: 0 or more"
+        raise InputError(f"{node_label(node)}: {fault}; export the model again")
 
 
 def _check_opset(owner: str, imports: Iterable[onnx.OperatorSetIdProto], *, required: bool) -> None:

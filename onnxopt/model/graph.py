@@ -262,7 +262,7 @@ def _infer_node(graph: Graph, node: NodeProto, opsets: list[onnx.OperatorSetIdPr
         schema = onnx.defs.get_schema(node.op_type, graph.opset, "" if node.domain == "ai.onnx" else node.domain)
     except onnx.defs.SchemaError:
         return {}
-    if _crashes_inference(node):
+    if breaks_inference(node):
         return {}
     kinds: dict[str, onnx.TypeProto] = {}
     values: dict[str, TensorProto] = {}
@@ -283,7 +283,7 @@ def _infer_node(graph: Graph, node: NodeProto, opsets: list[onnx.OperatorSetIdPr
         return {}
 
 
-def _crashes_inference(node: NodeProto) -> bool:
+def breaks_inference(node: NodeProto) -> bool:
     """Whether a node breaks a rule that ONNX's own inference relies on without checking it (1.23 aborts)."""
     if node.op_type == "Split":
         return attribute(node, "num_outputs", len(node.output)) != len(node.output)

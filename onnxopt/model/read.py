@@ -8,7 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from onnxopt.errors import InputError
-from onnxopt.model.check import check_interface, check_text, check_versions
+from onnxopt.model.check import check_interface, check_nodes, check_text, check_versions
 from onnxopt.model.external import external_range, load_external
 from onnxopt.model.files import memory_budget, read_file
 from onnxopt.model.order import check_and_sort
@@ -42,6 +42,7 @@ def read_model(path: str | Path, *, max_bytes: int | None = None) -> onnx.ModelP
         del content
         check_text(model)
         check_versions(model)
+        check_nodes(model)
         _load_tensors(model, path.parent, size, limit)
         check_interface(model, limit)
         check_and_sort(model)

@@ -275,3 +275,23 @@ def test_the_supported_ir_versions_run(make_model: MakeModel, tmp_path: Path) ->
         read = read_model(save(model, tmp_path))
         (result,) = onnxruntime.InferenceSession(read.SerializeToString()).run(None, feeds)
         np.testing.assert_array_equal(result, np.ones((2, 1, 1)) + np.arange(32).reshape(4, 8))
+
+
+@pytest.mark.parametrize(
+    ("node", "fault"),
+    [
+        (helper.make_node("Split", ["x"], ["p", "q"], name="halves", num_outputs=3), "num_outputs is 3, but it has 2"),
+        (helper.make_node("GatherND", ["x", "i"], ["p"], name="pick", batch_dims=-1), "batch_dims is -1; allowed: 0"),
+    ],
+)
+def test_nodes_that_would_end_the_process_are_refused_by_name(
+    make_model: MakeModel, tmp_path: Path, node: onnx.NodeProto, fault: str
+) -> None:
+    model = make_model()
+    branch = helper.make_graph([node], "branch", [], [])
+    for nodes in ([node], [helper.make_node("If", ["c"], ["z"], name="if", then_branch=branch)]):
+        spoiled = onnx.ModelProto()
+        spoiled.CopyFrom(model)
+        spoiled.graph.node.extend(nodes)
+        with pytest.raises(InputError, match=f"{node.op_type} node {node.name!r}: {fault}"):
+            read_model(save(spoiled, tmp_path))
