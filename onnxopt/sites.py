@@ -39,6 +39,12 @@ from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.plan.estimate import data_work, gpu_seconds, kernel_seconds
 from onnxopt.plan.rates import CpuRates
 from onnxopt.target import CpuProfile, Target, load_target
+from onnxopt.validate import (
+    validate_attention_plan,
+    validate_attention_tables,
+    validate_conv_plan,
+    validate_conv_weights,
+)
 
 
 @dataclass(frozen=True)
@@ -140,10 +146,10 @@ def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objecti
         _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
         named = ", ".join(f"'{name}'" for name in inputs)
         return report.kept(f"its mask depends on the model's input {named}, so its pattern is not fixed")
-    if every_pair(site):
-        return report.kept("dense: every query needs every key")
     if not len(filled_rows(site)):
         return report.kept("no query has a key: all its results are zeros")
+    if every_pair(site):
+        return report.kept("dense: every query needs every key")
     if form == "plugin":
         return _attention_plugin(judge, site, report)
     if loses_digits(site):
@@ -154,7 +160,10 @@ def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objecti
     report = replace(report, planned=_planned_attention(plan))
     if plan.computed >= site.heads * site.rows * len(site.key_tokens):
         return report.kept("its pattern leaves no schedule that is cheaper than computing every pair")
-    return judge.judge(report, site.inputs, lower_attention(site, plan, judge.graph))
+    rewrite = lower_attention(site, plan, judge.graph)
+    validate_attention_plan(site, plan)
+    validate_attention_tables(site, rewrite, judge.graph)
+    return judge.judge(report, site.inputs, rewrite)
 
 
 def _attention_plugin(judge: Judge, site: AttentionSite, report: SiteReport) -> SiteReport:
@@ -199,7 +208,10 @@ def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> Site
         "variants": [plan.form],
     }
     report = replace(report, planned=planned)
-    return judge.judge(report, plan.inputs, lower_convolution(site_id, plan, judge.graph))
+    rewrite = lower_convolution(site_id, plan, judge.graph)
+    validate_conv_plan(plan)
+    validate_conv_weights(plan, rewrite, judge.graph)
+    return judge.judge(report, plan.inputs, rewrite)
 
 
 def _planned_convolution(plan: ConvPlan, graph: Graph) -> dict[str, Any]:

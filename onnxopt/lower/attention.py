@@ -8,6 +8,7 @@ batch as its first dimension, whatever its size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class _Builder:
 
     def __init__(self, site: AttentionSite, graph: Graph) -> None:
         self.site = site
+        self.graph = graph
         self.nodes: list[NodeProto] = []
         self.tables: list[TensorProto] = []
         self.prefix = f"{NODE_PREFIX}{site.id}/"
@@ -84,8 +86,9 @@ class _Builder:
     def _source(self, source: Source, width: int, label: str) -> str:
         name = source.tensor
         if source.channel_axis == 1:
-            # batch x channels x pixels to batch x pixels x channels
-            flat = self.op("Reshape", [name, self.shape(-1, source.channels, source.rows)], label)
+            # channels x positions to positions x channels; the first axis may hold windows beside the batch
+            positions = prod((self.graph.shape(name) or (0, 0))[2:])
+            flat = self.op("Reshape", [name, self.shape(-1, source.channels, positions)], label)
             name = self.op("Transpose", [flat], label, perm=[0, 2, 1])
         return self.op("Reshape", [name, self.shape(-1, source.rows * source.channels // width, width)], label)
 
@@ -136,8 +139,8 @@ class _Builder:
             joined = self.op("Gather", [joined, self.table(index.astype(np.int32))], label, axis=1)
         shape = list(site.output_shape)
         if site.channel_axis == 1:
-            pixels = self.op("Reshape", [joined, self.shape(-1, len(site.slots), shape[1])], label)
-            joined = self.op("Transpose", [pixels], label, perm=[0, 2, 1])
+            rows = self.op("Reshape", [joined, self.shape(-1, prod(shape[2:]), shape[1])], label)
+            joined = self.op("Transpose", [rows], label, perm=[0, 2, 1])
         final = self.shape(-1, *shape[1:])
         name = f"{self.prefix}{label}/{len(self.nodes)}"
         self.nodes.append(helper.make_node("Reshape", [joined, final], [site.output], name=name))

@@ -43,12 +43,17 @@ def coded(lists: KeyLists) -> CodedLists:
     """Give every key of every list a code that also counts its repetitions within the list."""
     starts = np.zeros(len(lists.keys), bool)
     starts[lists.offsets[:-1][np.diff(lists.offsets) > 0]] = True
-    new = starts.copy()
-    new[1:] |= lists.keys[1:] != lists.keys[:-1]
-    places = np.arange(len(lists.keys))
-    occurrence = places - np.maximum.accumulate(np.where(new, places, 0)) if len(places) else places
-    stride = int(occurrence.max()) + 1 if len(places) else 1
+    occurrence = _occurrences(lists.keys, starts)
+    stride = int(occurrence.max()) + 1 if len(occurrence) else 1
     return CodedLists(lists.keys.astype(np.int64) * stride + occurrence, lists.offsets, stride)
+
+
+def _occurrences(keys: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """How many equal keys stand directly before each key of its list; ``starts`` marks where lists begin."""
+    places = np.arange(len(keys))
+    new = starts.copy()
+    new[1:] |= keys[1:] != keys[:-1]
+    return np.asarray(places - np.maximum.accumulate(np.where(new, places, 0)) if len(places) else places)
 
 
 def cut_evenly(order: np.ndarray, size: int) -> list[np.ndarray]:
@@ -78,11 +83,14 @@ def make_strip(rows: np.ndarray, lists: KeyLists, codes: CodedLists) -> Strip:
 def needed_in(strip: Strip, lists: KeyLists, codes: CodedLists) -> np.ndarray:
     """Which places of the strip's key list each of its rows needs, in the order of the row's own list.
 
-    Returns a flat int64 array, row after row; row ``i`` has as many entries as keys.
+    Returns a flat int64 array, row after row; row ``i`` has as many entries as keys. Any order of the strip's list will do.
     """
+    order = np.argsort(strip.keys, kind="stable")
+    ordered = strip.keys[order]
+    starts = np.zeros(len(ordered), bool)
+    union = ordered.astype(np.int64) * codes.stride + _occurrences(ordered, starts)
     own, inverse = np.unique(lists.row_list[strip.rows], return_inverse=True)
-    union = np.unique(np.concatenate([codes.of(int(index)) for index in own]))
-    places = [np.searchsorted(union, codes.of(int(index))) for index in own]
+    places = [order[np.searchsorted(union, codes.of(int(index)))] for index in own]
     return np.concatenate([places[i] for i in inverse]) if len(inverse) else np.empty(0, np.int64)
 
 

@@ -94,3 +94,53 @@ def masked_attention(pattern: Pattern, *, width: int = 4, batch: int | None = 1,
         tensors,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def windowed_convolutions(*, read_by: str, batch: int | None = 1, seed: int = 0) -> onnx.ModelProto:
+    """Windows of 4 x 4 positions that pointwise convolutions project: the first axis holds windows beside the batch.
+
+    ``read_by`` is the operator that reads the attention's result, MatMul or Conv.
+    """
+    rng = np.random.default_rng(seed)
+    channels, side, positions = 8, 4, 16
+    tensors: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(value: Any) -> str:
+        tensors.append(numpy_helper.from_array(np.asarray(value), f"c{len(tensors)}"))
+        return tensors[-1].name
+
+    def op(kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"n{len(nodes)}"
+        nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def pointwise(x: str) -> str:
+        return op("Conv", x, constant(rng.standard_normal((channels, channels, 1, 1)).astype(np.float32) / 3))
+
+    cut = op("Reshape", op("Relu", "x"), constant(np.array([-1, channels, 2, side, 2, side])))
+    windows = op(
+        "Reshape", op("Transpose", cut, perm=[0, 2, 4, 1, 3, 5]), constant(np.array([-1, channels, side, side]))
+    )
+    heads = [op("Reshape", pointwise(windows), constant(np.array([-1, 2, channels // 2, positions]))) for _ in range(3)]
+    q, v = (op("Transpose", heads[i], perm=[0, 1, 3, 2]) for i in (0, 2))
+    mask = np.where(np.kron(np.eye(2), np.ones((8, 8))) > 0, 0, -np.inf).astype(np.float32)
+    weights = op("Softmax", op("Add", op("MatMul", q, heads[1]), constant(mask)), axis=-1)
+    mixed = op("MatMul", weights, v)
+    if read_by == "Conv":
+        pointwise(
+            op("Reshape", op("Transpose", mixed, perm=[0, 1, 3, 2]), constant(np.array([-1, channels, side, side])))
+        )
+    else:
+        rows = op("Reshape", op("Transpose", mixed, perm=[0, 2, 1, 3]), constant(np.array([-1, positions, channels])))
+        op("MatMul", rows, constant(np.eye(channels, dtype=np.float32)))
+    nodes[-1].output[0] = "y"
+    first: int | str = "batch" if batch is None else batch
+    graph = helper.make_graph(
+        nodes,
+        "windowed_convolutions",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [first, channels, 2 * side, 2 * side])],
+        [helper.make_empty_tensor_value_info("y")],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)

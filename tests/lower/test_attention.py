@@ -19,7 +19,7 @@ from onnxopt.plan.rates import CpuRates
 from onnxopt.target import load_target
 from onnxopt.verification import verify_models
 from samples import build
-from tests.lower.masked_attention import Pattern, masked_attention
+from tests.lower.masked_attention import Pattern, masked_attention, windowed_convolutions
 
 SAMPLES = (
     "swin", "swin_fused", "swin_v2", "swin_padded", "longformer2d", "regionvit", "regionvit_masked",
@@ -98,6 +98,12 @@ def test_any_pattern_is_rewritten_into_an_equal_model(pattern: Pattern, batch: i
 def test_every_published_pattern_is_rewritten_into_an_equal_model(name: str, batch: int | None) -> None:
     sample = build(name, batch=batch)
     assert len(check(sample.model)) == len(sample.attention)
+
+
+@pytest.mark.parametrize("read_by", ["MatMul", "Conv"])
+@pytest.mark.parametrize("batch", [1, 2, None])
+def test_windows_before_channels_first_projections(read_by: str, batch: int | None) -> None:
+    assert len(check(windowed_convolutions(read_by=read_by, batch=batch))) == 1
 
 
 def test_waste_as_objective_computes_no_more_pairs_than_time() -> None:
