@@ -83,7 +83,8 @@ def make_strip(rows: np.ndarray, lists: KeyLists, codes: CodedLists) -> Strip:
 def needed_in(strip: Strip, lists: KeyLists, codes: CodedLists) -> np.ndarray:
     """Which places of the strip's key list each of its rows needs, in the order of the row's own list.
 
-    Returns a flat int64 array, row after row; row ``i`` has as many entries as keys. Any order of the strip's list will do.
+    Returns a flat int64 array, row after row; row ``i`` has as many entries as keys. The strip's list may be in any
+    order.
     """
     order = np.argsort(strip.keys, kind="stable")
     ordered = strip.keys[order]

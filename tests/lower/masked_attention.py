@@ -135,12 +135,13 @@ def windowed_convolutions(*, read_by: str, batch: int | None = 1, seed: int = 0)
         rows = op("Reshape", op("Transpose", mixed, perm=[0, 2, 1, 3]), constant(np.array([-1, positions, channels])))
         op("MatMul", rows, constant(np.eye(channels, dtype=np.float32)))
     nodes[-1].output[0] = "y"
+    rest = [channels, side, side] if read_by == "Conv" else [positions, channels]
     first: int | str = "batch" if batch is None else batch
     graph = helper.make_graph(
         nodes,
         "windowed_convolutions",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [first, channels, 2 * side, 2 * side])],
-        [helper.make_empty_tensor_value_info("y")],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, *rest])],
         tensors,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
