@@ -29,7 +29,7 @@ from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import default_opset
 from onnxopt.model.read import read_model
 from onnxopt.model.write import write_model
-from onnxopt.package import PLAN, PORTABLE, RTX_ENGINE, default_folder, new_package, write_json
+from onnxopt.package import PLAN, PORTABLE, RTX_ENGINE, check_place, default_folder, new_package, write_json
 from onnxopt.sites import Findings, Form, carry_out, discover, judge_sites, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.verification import VerifyReport, load_inputs, verify_models
@@ -146,6 +146,8 @@ def optimize(
         raise InputError(f"--engine {engine}: target '{chosen.name}' is no GPU; name one, for example --target sm_89")
     if engine is not None and chosen.architecture is not None:
         check_buildable(chosen.architecture)
+    folder = Path(out) if out is not None else default_folder(path)
+    check_place(folder, path)
     proto = read_model(path)
     progress("looking for sites")
     findings = discover(proto)
@@ -166,7 +168,6 @@ def optimize(
     lowered, _ = lower_for_parsers(result)
     inspection = _inspection(path, proto, findings, chosen, "portable", outcome.reports)
     verification = _verified(proto, result, inspection, progress) if verify else None
-    folder = Path(out) if out is not None else default_folder(path)
     with new_package(folder) as draft:
         progress("writing the package")
         write_model(result, draft / PORTABLE)
@@ -179,7 +180,14 @@ def optimize(
             built = replace(built, path=folder / RTX_ENGINE)
         files = [item.name for item in draft.iterdir()]
         source = Source(file_sha256(path), default_opset(proto))
-        write_manifest(draft, target=chosen.name, versions=package_versions(engine), source=source, files=files)
+        write_manifest(
+            draft,
+            target=chosen.name,
+            versions=package_versions(engine),
+            source=source,
+            files=files,
+            engines={RTX_ENGINE: chosen.name},
+        )
     return OptimizeResult(
         folder,
         inspection,
@@ -199,10 +207,17 @@ def verify(
     inputs: str | Path | None = None,
     progress: Progress = lambda _: None,
 ) -> VerifyReport:
-    """Compare two models on fresh random inputs, or on the arrays of an ``.npz`` file, by the numeric rule."""
-    first, second = read_model(Path(original)), read_model(Path(candidate))
+    """Compare two models on fresh random inputs, or on the arrays of an ``.npz`` file, by the numeric rule.
+
+    Either may be a package: its portable model counts, after it was checked against the manifest.
+    """
+    first, second = read_model(_model_file(original)), read_model(_model_file(candidate))
     given = load_inputs(inputs, first) if inputs is not None else None
     return verify_models(first, second, inputs=given, progress=progress)
+
+
+def _model_file(path: str | Path) -> Path:
+    return checked_file(path, PORTABLE) if Path(path).is_dir() else Path(path)
 
 
 def build(
@@ -238,7 +253,10 @@ def _build_in_package(
     info = build_engine(model, arch=chosen, out=folder / RTX_ENGINE, progress=progress)
     files = sorted({entry.path for entry in manifest.files} | {RTX_ENGINE})
     versions = {**manifest.versions, **package_versions(engine)}
-    write_manifest(folder, target=manifest.target, versions=versions, source=manifest.source, files=files)
+    engines = {entry.path: entry.target for entry in manifest.files} | {RTX_ENGINE: chosen}
+    write_manifest(
+        folder, target=manifest.target, versions=versions, source=manifest.source, files=files, engines=engines
+    )
     return info
 
 

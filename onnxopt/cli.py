@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,6 @@ from onnxopt.commands.packages import bench, build
 from onnxopt.errors import InputError, MissingError, OnnxOptError
 
 _INTERRUPTED = 128 + signal.SIGINT
-_TERMINATED = 128 + signal.SIGTERM
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -56,6 +56,8 @@ class _Commands(TyperGroup):
         except Exception as error:
             if type(error).__module__.split(".")[0] in ("typer", "click"):  # usage errors, and typer's own way to end
                 raise
+            if _seen_interrupt.is_set():
+                _fail("interrupted; unfinished files are removed", _INTERRUPTED)
             self._fail_by_bug(ctx, error)
 
     def _fail_by_bug(self, ctx: Any, error: Exception) -> NoReturn:
@@ -84,18 +86,33 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminate)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app(prog_name="onnxopt")
     except KeyboardInterrupt:
         sys.stderr.write("onnxopt: error: interrupted\n")
         sys.exit(_INTERRUPTED)
+    finally:
+        # What is left to do is Python's own ending, which an interrupt would only garble.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+_seen_interrupt = threading.Event()
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """Like Python's own handling, but remembered: a native import turns the exception into an ImportError."""
+    del number, frame
+    _seen_interrupt.set()
+    raise KeyboardInterrupt
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
     """End like after Ctrl-C, so that temporary files go."""
-    del number, frame
-    sys.exit(_TERMINATED)
+    del frame
+    sys.exit(128 + number)
 
 
 def _fail(message: str, code: int) -> NoReturn:

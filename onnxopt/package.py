@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from onnxopt.deploy.manifest import FILE_NAME, read_manifest
 from onnxopt.errors import InputError
 from onnxopt.model.files import atomic_write
 
 PORTABLE = "model.portable.onnx"
 PLAN = "plan.json"
 RTX_ENGINE = "model.rtx.engine"
-_MANIFEST = "manifest.json"
 
 
 def default_folder(model: Path) -> Path:
@@ -24,15 +26,34 @@ def default_folder(model: Path) -> Path:
     return model.with_suffix(".onnxopt")
 
 
+def check_place(folder: Path, model: Path) -> None:
+    """Refuse at once a place that could not be written after all the work, or that holds anything but a package.
+
+    Raises :class:`InputError`; ``model`` is the file that is optimised, which must not lie in the folder.
+    """
+    place = _full_path(folder)
+    if place.is_symlink():
+        raise InputError(f"{folder}: is a symbolic link; name the folder that it leads to, or another one, with -o")
+    if place.exists() and not place.is_dir():
+        raise InputError(f"{folder}: is a file; choose another place with -o")
+    if place in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{folder}: is the current folder or one above it; name a folder of its own with -o")
+    if place in model.resolve().parents:
+        raise InputError(f"{folder}: holds the model itself; choose another folder with -o")
+    if place.is_dir():
+        _refuse_foreign(place, folder)
+    parent = next(p for p in place.parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{parent}: cannot write there; choose another folder with -o")
+
+
 @contextmanager
 def new_package(folder: Path) -> Iterator[Path]:
     """A folder to write a package in; it takes the place of ``folder`` when the block ends well, else it is removed.
 
-    Raises :class:`InputError` where ``folder`` holds something that is no package, or cannot be written.
+    Call :func:`check_place` first. Raises :class:`InputError` where the folder cannot be written.
     """
-    # A folder named "." cannot be renamed; its full path can.
-    folder = folder.absolute() if folder.is_symlink() else folder.resolve()
-    _refuse_foreign(folder)
+    folder = _full_path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -44,11 +65,17 @@ def new_package(folder: Path) -> Iterator[Path]:
         yield draft
         _move(draft, folder)
     except OSError as error:
+        step = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its permissions"
         raise InputError(
-            f"{folder}: cannot be written: {error.strerror}; free some space or choose another folder with -o"
+            f"{folder}: cannot be written: {error.strerror}; {step} or choose another folder with -o"
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _full_path(folder: Path) -> Path:
+    """The path without ``.`` and links above it, for renaming; a link in its own place stays one."""
+    return folder.parent.resolve() / folder.name if folder.name not in ("", "..") else folder.resolve()
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -56,15 +83,23 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
     atomic_write(path, (json.dumps(document, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode())
 
 
-def _refuse_foreign(folder: Path) -> None:
-    if not folder.exists() and not folder.is_symlink():
+def _refuse_foreign(place: Path, shown: Path) -> None:
+    """Only what a manifest of ours lists may be replaced."""
+    found = {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir() or path.is_symlink()}
+    if not found:
         return
-    if folder.is_symlink() or not folder.is_dir():
-        raise InputError(f"{folder}: is not a folder; choose another place with -o")
-    if any(folder.iterdir()) and not (folder / _MANIFEST).is_file():
+    advice = "choose another folder with -o, or empty it"
+    if FILE_NAME not in found:
+        raise InputError(f"{shown}: holds files but no {FILE_NAME}, so it is no package and is left alone; {advice}")
+    try:
+        listed = {entry.path for entry in read_manifest(place).files} | {FILE_NAME}
+    except InputError as error:
         raise InputError(
-            f"{folder}: holds files but no {_MANIFEST}, so it is no package of onnxopt and is left alone; "
-            "choose another folder with -o, or empty it"
+            f"{shown}: is no package that this version wrote ({error}), and is left alone; {advice}"
+        ) from None
+    if found - listed:
+        raise InputError(
+            f"{shown}: holds '{min(found - listed)}', which is no part of its package; move it away, or {advice}"
         )
 
 

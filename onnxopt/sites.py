@@ -24,14 +24,14 @@ from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.discover.conv_site import ConvSite
 from onnxopt.discover.convolution import find_convolutions
 from onnxopt.discover.movement import walk_back
-from onnxopt.discover.refusal import Refusal
+from onnxopt.discover.refusal import Refusal, node_name
 from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.convolution import lower_convolution
 from onnxopt.lower.rewrite import apply_rewrites
 from onnxopt.measure.extract import extract_region
 from onnxopt.measure.records import RecordStore
 from onnxopt.measure.timing import PairTiming
-from onnxopt.model.graph import Graph, symbolic_batch, view
+from onnxopt.model.graph import Graph, nodes_within, symbolic_batch, view
 from onnxopt.plan.attention import AttentionPlan, Objective, filled_rows, plan_attention
 from onnxopt.plan.conv_cost import bound_seconds
 from onnxopt.plan.conv_roofline import roofline_gain
@@ -62,7 +62,19 @@ def discover(model: ModelProto) -> Findings:
     graph = view(model, batch=2 if symbolic_batch(model) else 1)
     attention, refusals = find_attention(graph)
     convolutions, conv_refusals = find_convolutions(graph)
-    return Findings(graph, tuple(attention), tuple(convolutions), tuple(refusals + conv_refusals))
+    return Findings(graph, tuple(attention), tuple(convolutions), (*refusals, *conv_refusals, *_not_searched(graph)))
+
+
+def _not_searched(graph: Graph) -> list[Refusal]:
+    """A refusal for each control-flow node whose body holds what would be looked at outside of it."""
+    refusals = []
+    for node in graph.nodes:
+        held = [inner for inner in nodes_within(node) if inner.op_type in ("Softmax", "Attention", "Conv")]
+        if held:
+            kinds = ", ".join(sorted({inner.op_type for inner in held}))
+            reason = f"its subgraphs hold {len(held)} nodes of {kinds}; subgraphs are not searched"
+            refusals.append(Refusal(node_name(node), node.op_type, reason))
+    return refusals
 
 
 Form = Literal["plugin", "portable"]
@@ -141,7 +153,7 @@ def _without(report: SiteReport, attempt: str) -> SiteReport:
 def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objective) -> SiteReport:
     report = SiteReport(site.id, "attention", found_attention(site), "keep", "")
     if own_nodes(judge.graph, site.nodes):
-        return report.kept("it is already a schedule that onnxopt wrote")
+        return report.kept("its nodes are named onnxopt/...: a schedule that an earlier run wrote")
     if site.runtime:
         _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
         named = ", ".join(f"'{name}'" for name in inputs)
@@ -186,7 +198,7 @@ def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> Site
     report = SiteReport(site_id, "conv", site.to_json(), "keep", "")
     del report.found["kind"]
     if own_nodes(judge.graph, site.nodes):
-        return report.kept("it is already a schedule that onnxopt wrote")
+        return report.kept("its nodes are named onnxopt/...: a schedule that an earlier run wrote")
     if site.pattern == "dense":
         return report.kept("dense: every output uses every input")
     if form == "plugin":

@@ -131,10 +131,55 @@ def test_a_dynamic_batch_stays_dynamic(tmp_path: Path) -> None:
 def test_a_package_takes_the_place_of_an_older_one(model: Path) -> None:
     out = model.parent / "out"
     _optimize(model, out)
-    (out / "left over").write_text("from an older version")
+    (out / "plan.json").write_text("damaged")
     _optimize(model, out)
     assert _names(out) == PACKAGE
+    assert check_manifest(out).target == "cpu"
     assert _names(model.parent) == ["neighbourhood.onnx", "out"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"manifest.json": '{"name": "a web page"}', "index.html": "mine"}, r"is no package .*field 'schema'"),
+        ({"mine.txt": "mine"}, "holds 'mine.txt', which is no part of its package"),
+    ],
+)
+def test_only_what_a_manifest_of_ours_lists_is_replaced(model: Path, files: dict[str, str], message: str) -> None:
+    out = model.parent / "out"
+    if "manifest.json" not in files:
+        _optimize(model, out)
+    out.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (out / name).write_text(content)
+    before = _contents(out)
+    with pytest.raises(InputError, match=message):
+        _optimize(model, out)
+    assert _contents(out) == before
+
+
+def test_the_place_is_checked_before_the_work(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the work began")
+
+    monkeypatch.setattr(api, "discover", forbidden)
+    with pytest.raises(InputError, match="holds the model itself"):
+        _optimize(model, model.parent)
+    monkeypatch.chdir(model.parent)
+    with pytest.raises(InputError, match="is the current folder or one above it"):
+        _optimize(model, Path())
+    link = model.parent / "link"
+    link.symlink_to(model.parent / "elsewhere")
+    with pytest.raises(InputError, match="is a symbolic link"):
+        _optimize(model, link)
+
+
+def test_a_package_can_be_verified_by_its_folder(model: Path) -> None:
+    package = _optimize(model).package
+    assert api.verify(model, package).passed
+    (package / "model.portable.onnx").write_bytes(b"other")
+    with pytest.raises(InputError, match="is not the file that the manifest lists"):
+        api.verify(model, package)
 
 
 def test_a_folder_of_someone_else_is_left_alone(model: Path) -> None:
@@ -154,7 +199,7 @@ def test_only_a_folder_can_become_a_package(model: Path, kind: str) -> None:
     else:
         (model.parent / "elsewhere").mkdir()
         out.symlink_to(model.parent / "elsewhere")
-    with pytest.raises(InputError, match="is not a folder"):
+    with pytest.raises(InputError, match="is a file|is a symbolic link"):
         _optimize(model, out)
 
 

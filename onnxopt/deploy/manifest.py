@@ -35,11 +35,15 @@ _ENGINE_PACKAGES = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 
 @dataclass(frozen=True)
 class FileEntry:
-    """A file of a package: its path below the folder (with '/'), size in bytes, SHA-256 in hex."""
+    """A file of a package: its path below the folder (with '/'), size in bytes, SHA-256 in hex.
+
+    ``target`` is the architecture that an engine was built for, empty for every other file.
+    """
 
     path: str
     bytes: int
     sha256: str
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,12 @@ def write_manifest(
     versions: Mapping[str, str],
     source: Source,
     files: Iterable[str],
+    engines: Mapping[str, str] | None = None,
 ) -> Manifest:
     """Hash the files (paths below ``folder``) and write ``manifest.json``, whole or not at all.
 
-    Raises InputError for a path that leaves the folder, a link, or a file that cannot be read.
+    ``engines`` says for which architecture each engine among the files was built. Raises InputError for a path that
+    leaves the folder, a link, or a file that cannot be read.
     """
     folder = Path(folder)
     entries = []
@@ -100,9 +106,10 @@ def write_manifest(
         _checked_path(name, "the list of files")
         with _opened(folder, name) as file:
             size, digest = _hashed(file)
-        entries.append(FileEntry(name, size, digest))
+        entries.append(FileEntry(name, size, digest, (engines or {}).get(name, "")))
     manifest = Manifest(target, dict(sorted(versions.items())), source, tuple(entries))
     document = {"schema": SCHEMA, **asdict(manifest)}
+    document["files"] = [{k: v for k, v in asdict(entry).items() if v != ""} for entry in entries]
     atomic_write(folder / FILE_NAME, (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode())
     return manifest
 
@@ -254,7 +261,8 @@ def _parsed_file(entry: Any) -> FileEntry:
     size = entry.get("bytes")
     if not _is_size(size, _MAX_FILE_BYTES):
         raise InputError(f"'{path}' has the size {_shown(size)}; allowed: 0 to {_MAX_FILE_BYTES:,} bytes")
-    return FileEntry(path, size, _digest(entry.get("sha256"), f"files: '{path}'"))
+    built_for = _text(entry["target"], f"target of '{path}'") if "target" in entry else ""
+    return FileEntry(path, size, _digest(entry.get("sha256"), f"files: '{path}'"), built_for)
 
 
 def _checked_path(path: Any, where: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +106,8 @@ def build_engine(
     _refuse_foreign(label, proto)
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}; create it first")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {out}: the folder {out.parent} is not writable; choose another one")
     with tempfile.TemporaryDirectory(prefix=".onnxopt-engine-", dir=out.parent) as folder:
         # The library opens external data itself: it gets a copy that was read with care.
         copy = Path(folder) / "model.onnx"

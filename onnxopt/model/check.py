@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from onnx import NodeProto, TensorProto, TensorShapeProto, ValueInfoProto
 
 from onnxopt.errors import InputError
-from onnxopt.model.graph import attribute, breaks_inference
+from onnxopt.model.graph import attribute, breaks_inference, nodes_within
 from onnxopt.model.tensors import MAX_RANK, node_label, type_bits
 
 MIN_OPSET, MAX_OPSET = 13, 23
@@ -53,12 +53,8 @@ def check_versions(model: onnx.ModelProto) -> None:
 
 def check_nodes(model: onnx.ModelProto) -> None:
     """Raises InputError for a node that would end the process inside the libraries that read the model later."""
-    pending: list[NodeProto] = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    while pending:
-        node = pending.pop()
-        for item in node.attribute:
-            for graph in (item.g, *item.graphs):
-                pending.extend(graph.node)
+    outer: list[NodeProto] = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    for node in (each for top in outer for each in (top, *nodes_within(top))):
         if not breaks_inference(node):
             continue
         if node.op_type == "Split":
@@ -122,6 +118,10 @@ def _check_input(value: ValueInfoProto, max_bytes: int) -> None:
     shape = f"[{', '.join(map(str, sizes))}]"
     if len(sizes) > MAX_RANK:
         raise InputError(f"input {value.name!r} has {len(sizes)} dimensions; at most {MAX_RANK} are supported")
+    if 0 in sizes:
+        raise InputError(
+            f"input {value.name!r} has the shape {shape}, which holds nothing; export it with sizes of 1 or more"
+        )
     if any(isinstance(size, str) for size in sizes[1:]) or any(isinstance(size, int) and size < 1 for size in sizes):
         raise InputError(f"input {value.name!r} has the shape {shape}; {_STATIC}")
     elements = math.prod(size for size in sizes if isinstance(size, int))

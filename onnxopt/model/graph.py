@@ -164,7 +164,9 @@ class Graph:
                 ),
                 opset_imports=[helper.make_opsetid("", self.opset)],
             )
-            values = iter(ReferenceEvaluator(model).run(None, feeds))
+            # A constant may well be infinite or NaN; whether that matters is not for NumPy to say.
+            with np.errstate(all="ignore"):
+                values = iter(ReferenceEvaluator(model).run(None, feeds))
         except Exception:  # the reference evaluator raises whatever an operator's NumPy code raises
             return unknown
         return [np.asarray(next(values)) if output else None for output in node.output]
@@ -300,6 +302,16 @@ def _type_of(graph: Graph, name: str) -> onnx.TypeProto | None:
     kind = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
     graph._types[name] = kind
     return kind
+
+
+def nodes_within(node: NodeProto) -> list[NodeProto]:
+    """The nodes in a node's subgraphs, at any depth."""
+    found: list[NodeProto] = []
+    for item in node.attribute:
+        for subgraph in [item.g] if item.type == AttributeProto.GRAPH else item.graphs:
+            for inner in subgraph.node:
+                found += [inner, *nodes_within(inner)]
+    return found
 
 
 def nested_names(node: NodeProto) -> list[str]:
