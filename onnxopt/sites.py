@@ -80,6 +80,7 @@ def _not_searched(graph: Graph) -> list[Refusal]:
 Form = Literal["plugin", "portable"]
 # A margin below what is worth building; measuring or the target's own prediction has the last word.
 _CONV_MARGIN = 0.9
+_OWN = "its nodes are named onnxopt/...: a schedule that an earlier run wrote"
 
 
 def judge_sites(
@@ -153,7 +154,7 @@ def _without(report: SiteReport, attempt: str) -> SiteReport:
 def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objective) -> SiteReport:
     report = SiteReport(site.id, "attention", found_attention(site), "keep", "")
     if own_nodes(judge.graph, site.nodes):
-        return report.kept("its nodes are named onnxopt/...: a schedule that an earlier run wrote")
+        return report.kept(_OWN)
     if site.runtime:
         _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
         named = ", ".join(f"'{name}'" for name in inputs)
@@ -183,14 +184,15 @@ def _attention_plugin(judge: Judge, site: AttentionSite, report: SiteReport) -> 
     region = extract_region(judge.model, judge.graph, site.inputs, [site.output])
     before = gpu_seconds(data_work(view(region, batch=judge.graph.batch)), gpu)
     gain = before / kernel_seconds(site, gpu)
+    return _by_one_kernel(report, gain)
+
+
+def _by_one_kernel(report: SiteReport, gain: float) -> SiteReport:
+    """The decision for the plugin form: one kernel in place of the site's nodes."""
     report = replace(report, predicted_gain=gain)
     if gain < PREDICTED_MARGIN:
         return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
-    return replace(
-        report,
-        decision="rewrite",
-        reason=f"one kernel instead of its nodes: predicted {gain:.2f} times as fast",
-    )
+    return replace(report, decision="rewrite", reason=f"one kernel is predicted {gain:.2f} times as fast")
 
 
 def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> SiteReport:
@@ -198,28 +200,14 @@ def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> Site
     report = SiteReport(site_id, "conv", site.to_json(), "keep", "")
     del report.found["kind"]
     if own_nodes(judge.graph, site.nodes):
-        return report.kept("its nodes are named onnxopt/...: a schedule that an earlier run wrote")
+        return report.kept(_OWN)
     if site.pattern == "dense":
         return report.kept("dense: every output uses every input")
     if form == "plugin":
-        gain = roofline_gain(site, judge.graph, judge.target.need_gpu_profile())
-        report = replace(report, predicted_gain=gain)
-        if gain < PREDICTED_MARGIN:
-            return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
-        return replace(
-            report,
-            decision="rewrite",
-            reason=f"one kernel over its live connections: predicted {gain:.2f} times as fast",
-        )
+        return _by_one_kernel(report, roofline_gain(site, judge.graph, judge.target.need_gpu_profile()))
     if plan.decision == "keep":
         return replace(report, predicted_gain=plan.predicted_gain).kept(plan.reason)
-    planned = {
-        "needed": plan.needed,
-        "computed": plan.computed,
-        "waste": round(plan.waste, 4),
-        "variants": [plan.form],
-    }
-    report = replace(report, planned=planned)
+    report = replace(report, planned=_planned_convolution(plan, judge.graph))
     rewrite = lower_convolution(site_id, plan, judge.graph)
     validate_conv_plan(plan)
     validate_conv_weights(plan, rewrite, judge.graph)

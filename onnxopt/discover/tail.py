@@ -16,15 +16,9 @@ def trace_tail(graph: Graph, starts: list[str]) -> tuple[list[NodeProto], str]:
     nodes: list[NodeProto] = []
     best: tuple[int, str] | None = (0, starts[0]) if len(starts) == 1 else None
     blocked: set[str] = set()
-    pending = {graph.producer[r.output[0]] for s in starts for r in graph.data_readers(s)}
-    done: set[int] = set()
-    while pending:
-        index = min(pending)
-        pending.discard(index)
-        if index in done:
-            continue
-        done.add(index)
-        node = graph.nodes[index]
+    done: set[str] = set()
+    for node in graph.downstream(starts, lambda node: node.output[0] in reached):
+        done.add(node.output[0])
         if not _passes_on(graph, node, reached):
             blocked.update(n for n in node.input if n in reached)
             continue
@@ -32,11 +26,9 @@ def trace_tail(graph: Graph, starts: list[str]) -> tuple[list[NodeProto], str]:
         reached.update(node.output)
         open_tensors.update(o for o in node.output if o)
         for name in set(node.input) & reached:
-            if name not in graph.outputs and all(graph.producer[r.output[0]] in done for r in graph.data_readers(name)):
+            if name not in graph.outputs and all(r.output[0] in done for r in graph.data_readers(name)):
                 open_tensors.discard(name)
         open_tensors |= blocked
-        for output in node.output:
-            pending |= {graph.producer[r.output[0]] for r in graph.data_readers(output)}
         if len(open_tensors) == 1:
             best = (len(nodes), next(iter(open_tensors)))
     if best is None:

@@ -20,6 +20,8 @@ from onnxopt.model.graph import Graph, Shape
 
 OUTPUT_CHANNEL_READERS = {"Conv"}
 
+_MOST_READERS = 200
+
 
 @dataclass(frozen=True)
 class ValueMap:
@@ -71,16 +73,14 @@ def _weight_readers(graph: Graph, weights: str) -> tuple[list[NodeProto], list[t
     moving: list[NodeProto] = []
     products: list[tuple[NodeProto, str]] = []
     reached = {weights}
-    checks: set[str] = set()
     guarded = False
     if weights in graph.outputs:
         raise NotASite("the attention weights themselves are an output of the model")
-    for name in _sweep(graph, weights):
-        node = graph.node_of(name)
-        assert node is not None
+    for number, node in enumerate(graph.downstream([weights], lambda node: _may_pass(graph, node))):
+        if number >= _MOST_READERS:
+            raise NotASite(f"its weights are read by more than {_MOST_READERS} nodes")
         read = [n for n in node.input if n in reached]
         if node.op_type == "IsNaN":
-            checks.add(node.output[0])
             moving.append(node)
             continue
         if is_product(graph, node):
@@ -105,28 +105,8 @@ def _weight_readers(graph: Graph, weights: str) -> tuple[list[NodeProto], list[t
     return moving, products, guarded
 
 
-def _sweep(graph: Graph, start: str) -> list[str]:
-    """First outputs of the nodes that read ``start``, directly or through anything that is not a product, in
-    order.
-    """
-    pending = {graph.producer[r.output[0]] for r in graph.data_readers(start)}
-    order: list[str] = []
-    done: set[int] = set()
-    while pending:
-        index = min(pending)
-        pending.discard(index)
-        if index in done:
-            continue
-        done.add(index)
-        if len(done) > 200:
-            raise NotASite("its weights are read by more than 200 nodes")
-        node = graph.nodes[index]
-        order.append(node.output[0])
-        if is_product(graph, node) or (moved_inputs(graph, node) is None and node.op_type not in ("IsNaN", "Where")):
-            continue
-        for output in node.output:
-            pending |= {graph.producer[r.output[0]] for r in graph.data_readers(output)}
-    return order
+def _may_pass(graph: Graph, node: NodeProto) -> bool:
+    return not is_product(graph, node) and (moved_inputs(graph, node) is not None or node.op_type in ("IsNaN", "Where"))
 
 
 def _weights_first(product: Contraction, weights: str) -> Contraction:

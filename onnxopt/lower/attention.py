@@ -36,7 +36,7 @@ def lower_attention(site: AttentionSite, plan: AttentionPlan, graph: Graph) -> R
     offset = 0
     for part in plan.parts:
         for bucket in part.buckets:
-            rows = _padded_rows(part, bucket)
+            rows = _padded([part.strips[number].rows for number in bucket.strips], bucket.rows)
             results.append(build.bucket(part, bucket, rows, queries, keys, values))
             offset = _note_places(places, site, part, bucket, offset)
     build.collect(results, places, offset)
@@ -96,7 +96,7 @@ class _Builder:
         """One batched attention; its result is batch x (heads * strips * rows) x value width."""
         site, label = self.site, "strips"
         heads = list(part.heads)
-        key_numbers = _padded_keys(part, bucket)
+        key_numbers = _padded([part.strips[number].keys for number in bucket.strips], bucket.keys)
         gathered_q = self.op(
             "Gather", [queries, self._vector_table(site.query_vectors[heads][:, rows], site.q)], label, axis=1
         )
@@ -149,24 +149,16 @@ class _Builder:
         return self.table(np.where(vectors < 0, operand.vectors, vectors).astype(np.int32))
 
 
-def _padded_rows(part: HeadPlan, bucket: Bucket) -> np.ndarray:
-    """Row numbers of a bucket, strips x rows; short strips repeat their first row, whose extra results are dropped."""
-    rows = np.empty((len(bucket.strips), bucket.rows), np.int64)
-    for index, number in enumerate(bucket.strips):
-        own = part.strips[number].rows
-        rows[index] = own[0]
-        rows[index, : len(own)] = own
-    return rows
+def _padded(own: list[np.ndarray], length: int) -> np.ndarray:
+    """Numbers of a bucket's strips, strips x ``length``; shorter strips repeat their first number.
 
-
-def _padded_keys(part: HeadPlan, bucket: Bucket) -> np.ndarray:
-    """Key numbers of a bucket, strips x keys; short lists repeat their first key, which is masked."""
-    keys = np.empty((len(bucket.strips), bucket.keys), np.int64)
-    for index, number in enumerate(bucket.strips):
-        own = part.strips[number].keys
-        keys[index] = own[0]
-        keys[index, : len(own)] = own
-    return keys
+    A repeated row's results are dropped, a repeated key is masked.
+    """
+    padded = np.empty((len(own), length), np.int64)
+    for index, numbers in enumerate(own):
+        padded[index] = numbers[0]
+        padded[index, : len(numbers)] = numbers
+    return padded
 
 
 def _note_places(places: np.ndarray, site: AttentionSite, part: HeadPlan, bucket: Bucket, offset: int) -> int:

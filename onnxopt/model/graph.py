@@ -8,7 +8,7 @@ discovery sees the same constants whichever way an exporter wrote them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,6 +95,20 @@ class Graph:
     def data_readers(self, name: str) -> list[NodeProto]:
         """The nodes that read the tensor's values, not only its shape."""
         return [node for node in self.readers(name) if any(o in self.data for o in node.output)]
+
+    def downstream(self, names: Iterable[str], passes: Callable[[NodeProto], bool]) -> Iterator[NodeProto]:
+        """The nodes that read ``names``, and those behind each one that ``passes``, in topological order."""
+        pending = {self.producer[reader.output[0]] for name in names for reader in self.data_readers(name)}
+        done: set[int] = set()
+        while pending:
+            index = min(pending)
+            pending.discard(index)
+            done.add(index)
+            node = self.nodes[index]
+            yield node
+            if passes(node):
+                behind = {self.producer[r.output[0]] for name in node.output for r in self.data_readers(name)}
+                pending |= behind - done
 
     def ordered(self, nodes: Iterable[NodeProto]) -> list[NodeProto]:
         """The given nodes, each once, in topological order."""

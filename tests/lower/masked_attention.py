@@ -29,22 +29,42 @@ class Pattern:
     guard: bool = False
 
 
+class _Parts:
+    """The nodes and constants of a graph while it is written."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+
+    def constant(self, value: Any) -> str:
+        self.tensors.append(numpy_helper.from_array(np.asarray(value), f"c{len(self.tensors)}"))
+        return self.tensors[-1].name
+
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        name = f"n{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def model(self, name: str, batch: int | None, given: list[int], made: list[int]) -> onnx.ModelProto:
+        """The model with input ``x`` (batch x ``given``) and output ``y`` (its first size, then ``made``)."""
+        first: int | str = "batch" if batch is None else batch
+        graph = helper.make_graph(
+            self.nodes,
+            name,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [first, *given])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, *made])],
+            self.tensors,
+        )
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
 def masked_attention(pattern: Pattern, *, width: int = 4, batch: int | None = 1, seed: int = 0) -> onnx.ModelProto:
     """Separate projections of queries and of keys with values; input ``x`` is batch x tokens x channels."""
     rng = np.random.default_rng(seed)
     heads, channels = pattern.heads, pattern.heads * width
     queries = pattern.live.shape[1]
-    tensors: list[onnx.TensorProto] = []
-    nodes: list[onnx.NodeProto] = []
-
-    def constant(value: Any) -> str:
-        tensors.append(numpy_helper.from_array(np.asarray(value), f"c{len(tensors)}"))
-        return tensors[-1].name
-
-    def op(kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"n{len(nodes)}"
-        nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
+    parts = _Parts()
+    constant, op = parts.constant, parts.op
 
     def split_heads(x: str, rows: int, perm: list[int]) -> str:
         shaped = op("Reshape", x, constant(np.array([-1, rows, heads, width])))
@@ -83,17 +103,11 @@ def masked_attention(pattern: Pattern, *, width: int = 4, batch: int | None = 1,
         weights = op("Where", op("IsNaN", weights), constant(np.float32(0)), weights)
     mixed = op("MatMul", weights, split_heads(taken[1], columns, [0, 2, 1, 3]))
     joined = op("Reshape", op("Transpose", mixed, perm=[0, 2, 1, 3]), constant(np.array([-1, queries, channels])))
-    nodes[-1].output[0] = joined = "attended"
-    nodes.append(helper.make_node("MatMul", [joined, constant(np.eye(channels, dtype=np.float32))], ["y"], name="out"))
-    first: int | str = "batch" if batch is None else batch
-    graph = helper.make_graph(
-        nodes,
-        "masked_attention",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [first, pattern.tokens, channels])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [first, queries, channels])],
-        tensors,
+    parts.nodes[-1].output[0] = joined = "attended"
+    parts.nodes.append(
+        helper.make_node("MatMul", [joined, constant(np.eye(channels, dtype=np.float32))], ["y"], name="out")
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return parts.model("masked_attention", batch, [pattern.tokens, channels], [queries, channels])
 
 
 def windowed_convolutions(*, read_by: str, batch: int | None = 1, seed: int = 0) -> onnx.ModelProto:
@@ -103,17 +117,8 @@ def windowed_convolutions(*, read_by: str, batch: int | None = 1, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     channels, side, positions = 8, 4, 16
-    tensors: list[onnx.TensorProto] = []
-    nodes: list[onnx.NodeProto] = []
-
-    def constant(value: Any) -> str:
-        tensors.append(numpy_helper.from_array(np.asarray(value), f"c{len(tensors)}"))
-        return tensors[-1].name
-
-    def op(kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"n{len(nodes)}"
-        nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
+    parts = _Parts()
+    constant, op = parts.constant, parts.op
 
     def pointwise(x: str) -> str:
         return op("Conv", x, constant(rng.standard_normal((channels, channels, 1, 1)).astype(np.float32) / 3))
@@ -134,14 +139,6 @@ def windowed_convolutions(*, read_by: str, batch: int | None = 1, seed: int = 0)
     else:
         rows = op("Reshape", op("Transpose", mixed, perm=[0, 2, 1, 3]), constant(np.array([-1, positions, channels])))
         op("MatMul", rows, constant(np.eye(channels, dtype=np.float32)))
-    nodes[-1].output[0] = "y"
+    parts.nodes[-1].output[0] = "y"
     rest = [channels, side, side] if read_by == "Conv" else [positions, channels]
-    first: int | str = "batch" if batch is None else batch
-    graph = helper.make_graph(
-        nodes,
-        "windowed_convolutions",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [first, channels, 2 * side, 2 * side])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, *rest])],
-        tensors,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return parts.model("windowed_convolutions", batch, [channels, 2 * side, 2 * side], rest)
