@@ -32,12 +32,13 @@ from onnxopt.measure.extract import extract_region
 from onnxopt.measure.records import RecordStore
 from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import Graph, nodes_within, symbolic_batch, view
-from onnxopt.plan.attention import AttentionPlan, Objective, filled_rows, plan_attention
+from onnxopt.plan.attention import AttentionPlan, filled_rows, plan_attention
 from onnxopt.plan.conv_cost import bound_seconds
 from onnxopt.plan.conv_roofline import roofline_gain
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.plan.estimate import data_work, gpu_seconds, kernel_seconds
 from onnxopt.plan.rates import CpuRates
+from onnxopt.plan.schedule import Objective
 from onnxopt.target import CpuProfile, Target, load_target
 from onnxopt.validate import (
     validate_attention_plan,

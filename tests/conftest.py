@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # A run says the same about the same code, however busy the machine is. HYPOTHESIS_PROFILE=search looks further.
-settings.register_profile("suite", derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from onnxopt.discover.attention_site import AttentionSite, EmptyRow
+from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyLists
 from onnxopt.plan.buckets import Bucket, CostOfBatch, best_buckets
+from onnxopt.plan.intervals import Intervals, cheapest_cuts, chosen, intervals_of, rows_of, union_sizes
+from onnxopt.plan.orders import row_orders
 from onnxopt.plan.rates import CpuRates
-from onnxopt.plan.strips import Strip, coded, cut_at_lists, cut_evenly, make_strip, row_orders
-
-Objective = Literal["time", "waste"]
+from onnxopt.plan.schedule import Objective
+from onnxopt.plan.strips import CodedLists, Strip, coded, cut_at_lists, cut_evenly, make_strip
 
 _STRIP_ROWS = (16, 32, 64, 128, 256)
 # Cuts at key lists can leave strips of a row or two; beyond this many they are not worth batching.
@@ -26,7 +27,6 @@ class HeadPlan:
     heads: tuple[int, ...]
     lists: int
     order: str
-    strip_rows: int
     strips: tuple[Strip, ...] = field(repr=False)
     buckets: tuple[Bucket, ...] = field(repr=False)
     cost_us: float
@@ -91,31 +91,70 @@ def _best_part(
 ) -> tuple[HeadPlan, int]:
     lists = site.lists[number]
     codes = coded(lists)
-    unfilled = _unfilled(site)
     biased = any(site.head_bias[h] >= 0 for h in heads)
-    best: HeadPlan | None = None
-    best_score = np.inf
+    best: tuple[float, str, list[np.ndarray], tuple[Bucket, ...], CostOfBatch] | None = None
     compared = 0
-    for name, order in row_orders(lists).items():
-        filled = order[~unfilled[order]]
-        tried: set[tuple[int, ...]] = set()
-        for size in _STRIP_ROWS:
-            for cut in (cut_evenly(filled, size), cut_at_lists(filled, lists.row_list, size)):
-                key = tuple(len(rows) for rows in cut)
-                if key in tried or len(cut) > _MAX_STRIPS_PER_16_ROWS * max(1, len(filled) // 16):
-                    continue
-                tried.add(key)
-                compared += 1
-                strips = tuple(make_strip(rows, lists, codes) for rows in cut)
-                masked = biased or not all(strip.full for strip in strips)
-                time = _batch_time(rates, site, len(heads), masked)
-                cost = time if objective == "time" else _pairs
-                buckets, score = best_buckets([len(s.rows) for s in strips], [len(s.keys) for s in strips], cost)
-                if score < best_score:
-                    best_score = score
-                    best = HeadPlan(heads, number, name, size, strips, buckets, _total(buckets, time))
+    orders = row_orders(filled_rows(site), lists, codes, site.query_tokens, site.key_tokens)
+    for name, order in orders.items():
+        sizes = union_sizes(lists.row_list[order], codes, _STRIP_ROWS[-1])
+        for cut in _cuts(site, len(heads), order, lists, codes, rates, objective):
+            compared += 1
+            rows, keys, full = _shapes(cut, lists, sizes)
+            time = _batch_time(rates, site, len(heads), biased or not full)
+            buckets, score = best_buckets(rows, keys, time if objective == "time" else _pairs)
+            if best is None or score < best[0]:
+                best = (score, name, cut, buckets, time)
     assert best is not None
-    return best, compared
+    _, name, cut, buckets, time = best
+    strips = tuple(make_strip(rows, lists, codes) for rows in cut)
+    return HeadPlan(heads, number, name, strips, buckets, _total(buckets, time)), compared
+
+
+def _cuts(
+    site: AttentionSite,
+    heads: int,
+    order: np.ndarray,
+    lists: KeyLists,
+    codes: CodedLists,
+    rates: CpuRates,
+    objective: Objective,
+) -> list[list[np.ndarray]]:
+    """The ways to cut an order that are tried: evenly, where key lists change, and with the least sum of costs."""
+    cuts = []
+    intervals = intervals_of(order, lists, codes)
+    for size in _STRIP_ROWS:
+        cuts += [cut_evenly(order, size), cut_at_lists(order, lists.row_list, size)]
+        cost = _interval_cost(site, heads, intervals, rates, objective)
+        cost[(intervals.rows > size) | (intervals.rows == 0)] = np.inf
+        _, taken = cheapest_cuts(intervals, cost[:, :, None])
+        cuts.append([rows_of(intervals, end, step) for end, step in chosen(intervals, taken[:, 0])])
+    known: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for cut in cuts:
+        if len(cut) <= _MAX_STRIPS_PER_16_ROWS * max(1, len(order) // 16):
+            known.setdefault(tuple(len(rows) for rows in cut), cut)
+    return list(known.values())
+
+
+def _interval_cost(
+    site: AttentionSite, heads: int, intervals: Intervals, rates: CpuRates, objective: Objective
+) -> np.ndarray:
+    """What each interval adds to the cost of a batch, without the batch's own."""
+    if objective == "waste":
+        return np.asarray(np.maximum(intervals.rows, _STRIP_ROWS[0]) * intervals.keys.astype(np.float64))
+    width, value_width = site.head_dim, site.v.width
+    zero = np.zeros(1, np.int64)
+    own = rates.attention(zero, zero, zero, width, value_width, True)
+    count = np.full(intervals.rows.shape, heads)
+    return np.asarray(rates.attention(count, intervals.rows, intervals.keys, width, value_width, True) - own)
+
+
+def _shapes(cut: Sequence[np.ndarray], lists: KeyLists, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Rows and keys of each strip of an order's cut, and whether no strip has anything to mask."""
+    rows = np.array([len(strip) for strip in cut])
+    begins = np.cumsum(rows) - rows
+    keys = sizes[begins, rows - 1]
+    lengths = np.concatenate([[0], np.cumsum(lists.lengths[np.concatenate(cut)])])
+    return rows, keys, bool(np.array_equal(lengths[begins + rows] - lengths[begins], rows * keys))
 
 
 def _batch_time(rates: CpuRates, site: AttentionSite, heads: int, masked: bool) -> CostOfBatch:

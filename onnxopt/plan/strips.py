@@ -95,44 +95,6 @@ def needed_in(strip: Strip, lists: KeyLists, codes: CodedLists) -> np.ndarray:
     return np.concatenate([places[i] for i in inverse]) if len(inverse) else np.empty(0, np.int64)
 
 
-def row_orders(lists: KeyLists) -> dict[str, np.ndarray]:
-    """The row orders that are tried: as they are, equal key lists together, and similar key lists together."""
-    rows = len(lists.row_list)
-    as_is = np.arange(rows)
-    first = np.full(len(lists.offsets) - 1, rows)
-    np.minimum.at(first, lists.row_list, as_is)
-    grouped = np.lexsort((as_is, first[lists.row_list]))
-    orders = {"as is": as_is}
-    if not np.array_equal(grouped, as_is):
-        orders["equal keys"] = grouped
-    if len(first) > 1:
-        similar = np.lexsort((as_is, _similarity_rank(lists)[lists.row_list]))
-        if not any(np.array_equal(similar, other) for other in orders.values()):
-            orders["similar keys"] = similar
-    return orders
-
-
-def _similarity_rank(lists: KeyLists, signatures: int = 4) -> np.ndarray:
-    """A rank of the key lists in which lists that share keys tend to be neighbours.
-
-    Each list is described by its smallest keys under a few fixed random orders of the keys (min-wise hashing): two
-    lists agree in one of them with the probability of their Jaccard similarity.
-    """
-    generator = np.random.default_rng(0x0DE2)
-    keys = int(lists.keys.max()) + 1 if len(lists.keys) else 1
-    nonempty = np.diff(lists.offsets) > 0
-    columns = []
-    for _ in range(signatures):
-        rank = generator.permutation(keys)
-        smallest = np.full(len(nonempty), keys)
-        smallest[nonempty] = np.minimum.reduceat(rank[lists.keys], lists.offsets[:-1][nonempty])
-        columns.append(smallest)
-    order = np.lexsort(columns[::-1])
-    result = np.empty(len(order), np.int64)
-    result[order] = np.arange(len(order))
-    return result
-
-
 def count_needed(lists: Sequence[KeyLists]) -> int:
     """Needed (query, key) pairs over all given heads."""
     return int(sum(int(item.lengths.sum()) for item in lists))

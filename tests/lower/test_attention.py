@@ -14,8 +14,9 @@ from onnxopt.discover.attention_site import AttentionSite, count
 from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.rewrite import apply_rewrites, is_own_node
 from onnxopt.model.graph import symbolic_batch, view
-from onnxopt.plan.attention import Objective, plan_attention
+from onnxopt.plan.attention import plan_attention
 from onnxopt.plan.rates import CpuRates
+from onnxopt.plan.schedule import Objective
 from onnxopt.target import load_target
 from onnxopt.verification import verify_models
 from samples import build

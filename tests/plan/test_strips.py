@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxopt.discover.attention_site import KeyLists
-from onnxopt.plan.strips import coded, cut_at_lists, cut_evenly, make_strip, needed_in, row_orders
+from onnxopt.plan.orders import row_orders
+from onnxopt.plan.strips import coded, cut_at_lists, cut_evenly, make_strip, needed_in
 
 
 def key_lists(rows: list[list[int]]) -> KeyLists:
@@ -28,7 +29,7 @@ patterns = st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=8), min_si
 def test_each_needed_pair_lies_in_one_strip_once(rows: list[list[int]], size: int) -> None:
     lists = key_lists(rows)
     codes = coded(lists)
-    for order in row_orders(lists).values():
+    for order in row_orders(np.arange(len(rows)), lists, codes).values():
         for cut in (cut_evenly(order, size), cut_at_lists(order, lists.row_list, size)):
             covered: Counter[tuple[int, int]] = Counter()
             for strip in (make_strip(part, lists, codes) for part in cut):
@@ -50,7 +51,7 @@ def test_a_full_strip_masks_nothing(rows: list[list[int]]) -> None:
 
 def test_orders_are_permutations_and_group_equal_rows() -> None:
     lists = key_lists([[0, 1], [5, 6], [0, 1], [5, 6], [0, 2]])
-    orders = row_orders(lists)
+    orders = row_orders(np.arange(5), lists, coded(lists))
     assert all(sorted(order.tolist()) == list(range(5)) for order in orders.values())
     assert orders["equal keys"].tolist() == [0, 2, 1, 3, 4]
 

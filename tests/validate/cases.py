@@ -15,10 +15,11 @@ from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.convolution import lower_convolution
 from onnxopt.lower.rewrite import Rewrite
 from onnxopt.model.graph import Graph
-from onnxopt.plan.attention import AttentionPlan, Objective, plan_attention
+from onnxopt.plan.attention import AttentionPlan, plan_attention
 from onnxopt.plan.conv_time import Form
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.plan.rates import CpuRates
+from onnxopt.plan.schedule import Objective
 from onnxopt.sites import discover
 from onnxopt.target import CpuProfile, load_target
 from tests.lower.masked_attention import Pattern

@@ -1,0 +1,147 @@
+"""Strips as intervals of an order of rows: how many keys each would have, and the cheapest way to cut the order.
+
+The keys that rows i..j share the computation of are the union of their lists. A key adds to the union where it was not
+needed since row i, so the sizes of all unions follow from how far back each row finds each of its keys: one pass over
+the lists, however many intervals there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxopt.discover.attention_site import KeyLists
+from onnxopt.plan.strips import CodedLists
+
+# Rows of one interval at most: the tallest strip of any kernel.
+LONGEST = 128
+# Within a run of rows with equal keys, cuts at other places than multiples of this would only add padding.
+_STEP = 8
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Every interval between two cuts of an order that is at most ``LONGEST`` rows long.
+
+    ``cuts`` are the places where the order may be cut, from 0 to the number of rows. Interval (j, t) ends at
+    ``cuts[j]`` and begins ``t + 1`` cuts before; ``rows``, ``keys`` (the union, with repetitions) and ``needed`` pairs
+    are (cuts x steps) arrays, and ``rows`` is 0 where there is no such interval.
+    """
+
+    order: np.ndarray
+    cuts: np.ndarray
+    rows: np.ndarray
+    keys: np.ndarray
+    needed: np.ndarray
+
+    @property
+    def full(self) -> np.ndarray:
+        """Whether every row of the interval needs all of its keys."""
+        return np.asarray(self.needed == self.rows.astype(np.int64) * self.keys)
+
+
+def intervals_of(
+    order: np.ndarray, lists: KeyLists, codes: CodedLists, longest: int = LONGEST, most_cuts: int | None = None
+) -> Intervals:
+    """The intervals of ``order``, an array of row numbers, each row at most once.
+
+    With more cuts than ``most_cuts`` only every second, fourth or eighth row may begin a strip.
+    """
+    owner = lists.row_list[order]
+    cuts = _cuts(_runs(owner), len(order))
+    apart = 1
+    while most_cuts is not None and len(cuts) > most_cuts and apart < _STEP:
+        apart *= 2
+        cuts = cuts[np.unique(cuts // apart, return_index=True)[1]]
+    cuts[-1] = len(order)
+    sizes = union_sizes(owner, codes, longest)
+    steps = int((np.searchsorted(cuts, cuts + longest, side="right") - 1 - np.arange(len(cuts))).max(initial=1))
+    begin = np.arange(len(cuts))[:, None] - 1 - np.arange(steps)[None, :]
+    exists = begin >= 0
+    begin = np.where(exists, begin, 0)
+    rows = np.where(exists, cuts[:, None] - cuts[begin], 0)
+    rows[rows > longest] = 0
+    first = cuts[begin]
+    keys = np.where(rows > 0, sizes[np.minimum(first, len(order) - 1), np.maximum(rows, 1) - 1], 0)
+    total = np.concatenate([[0], np.cumsum(np.diff(codes.offsets)[owner])])
+    needed = np.where(rows > 0, total[cuts][:, None] - total[first], 0)
+    return Intervals(order, cuts, rows, keys, needed)
+
+
+def _runs(owner: np.ndarray) -> np.ndarray:
+    """Where runs of rows with one list begin."""
+    return np.flatnonzero(np.concatenate([np.ones(min(1, len(owner)), bool), owner[1:] != owner[:-1]]))
+
+
+def _cuts(starts: np.ndarray, count: int) -> np.ndarray:
+    """Run starts, and within each run every ``_STEP`` rows."""
+    places = np.arange(count)
+    run = np.zeros(count, np.int64)
+    run[starts] = 1
+    begin = starts[np.cumsum(run) - 1] if count else places
+    return np.concatenate([places[(places - begin) % _STEP == 0], [count]])
+
+
+def union_sizes(owner: np.ndarray, codes: CodedLists, longest: int) -> np.ndarray:
+    """Rows x longest: how many distinct codes the rows i..i+l have, of rows with the lists ``owner``."""
+    count = len(owner)
+    starts = _runs(owner)
+    fresh = _fresh_keys(owner[starts], starts, count, codes, longest)
+    grown = np.zeros((count + longest, longest), np.int32)
+    # Row r adds fresh[r, r - i] keys to the interval that began at row i.
+    for back in range(1, longest):
+        places = starts[starts >= back]
+        grown[places - back, back] = fresh[len(starts) - len(places) :, back]
+    grown[:count, 0] = np.diff(codes.offsets)[owner]
+    return np.cumsum(grown[:count], axis=1, dtype=np.int32)
+
+
+def _fresh_keys(owner: np.ndarray, starts: np.ndarray, count: int, codes: CodedLists, longest: int) -> np.ndarray:
+    """Runs x longest: how many keys of a run no row needed among the ``d`` rows before it, for d below ``longest``."""
+    fresh = np.zeros((len(starts), longest), np.int32)
+    ends = np.append(starts[1:], count)
+    span = int(codes.codes.max(initial=0)) + 1
+    last = np.full(span, -longest, np.int64)
+    for run, number in enumerate(owner):
+        keys = codes.of(int(number))
+        back = np.minimum(starts[run] - last[keys], longest)
+        fresh[run] = len(keys) - np.cumsum(np.bincount(back, minlength=longest + 1))[:longest]
+        last[keys] = ends[run] - 1
+    return fresh
+
+
+def cheapest_cuts(intervals: Intervals, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least total cost of cutting the order into intervals, for each of several costs at once.
+
+    ``cost`` is (cuts x steps x costs), infinite where an interval is not allowed. Returns the totals (one a cost) and
+    the step that each best interval takes at each cut (cuts x costs), for :func:`chosen`. Ties go to the longer
+    interval, so that fewer strips come out.
+    """
+    count, steps, kinds = cost.shape
+    best = np.full((count + steps, kinds), np.inf)
+    best[steps] = 0.0
+    taken = np.zeros((count, kinds), np.int64)
+    columns = np.arange(kinds)
+    for cut in range(1, count):
+        # Row t of the window is the best total at the cut t + 1 before this one; reversed, longer ones come first.
+        sums = cost[cut, ::-1] + best[cut : cut + steps]
+        choice = sums.argmin(axis=0)
+        best[cut + steps] = sums[choice, columns]
+        taken[cut] = steps - 1 - choice
+    return best[count + steps - 1], taken
+
+
+def chosen(intervals: Intervals, taken: np.ndarray) -> list[tuple[int, int]]:
+    """The intervals (end cut, step) of one cost's best cutting, from the beginning of the order."""
+    result = []
+    cut = len(intervals.cuts) - 1
+    while cut > 0:
+        result.append((cut, int(taken[cut])))
+        cut -= int(taken[cut]) + 1
+    return result[::-1]
+
+
+def rows_of(intervals: Intervals, end: int, step: int) -> np.ndarray:
+    """The rows of one interval, in the order's order."""
+    return intervals.order[intervals.cuts[end - step - 1] : intervals.cuts[end]]

@@ -1,0 +1,163 @@
+"""``plan.json`` as `report` needs it: read from a package that may come from anyone, every field checked."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxopt.errors import InputError
+from onnxopt.model.files import read_file
+
+SCHEMA = "onnxopt.plan/1"
+
+_MAX_BYTES = 64 << 20
+_MAX_ENTRIES = 100_000
+_KINDS = ("attention", "conv")
+_DECISIONS = ("rewrite", "keep")
+
+
+@dataclass(frozen=True)
+class PlanSite:
+    """One site; ``fields`` are all the fields of its entry, of which numbers are finite and texts are texts."""
+
+    id: str
+    kind: str
+    decision: str
+    reason: str
+    nodes: tuple[str, ...]
+    fields: Mapping[str, Any]
+
+    @property
+    def planned(self) -> bool:
+        """Whether a schedule was made for it."""
+        return "computed" in self.fields
+
+    def number(self, name: str) -> float | None:
+        """A field that holds a number, or None where it is missing or null; InputError for anything else."""
+        value = self.fields.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+            raise InputError(f"site '{self.id[:80]}' has {_shown(value)} in the field '{name}'; allowed: a number")
+        return float(value)
+
+    def text(self, name: str) -> str:
+        """A field that holds a text, empty where it is missing; InputError for anything else."""
+        value = self.fields.get(name, "")
+        if not isinstance(value, str):
+            raise InputError(f"site '{self.id[:80]}' has {_shown(value)} in the field '{name}'; allowed: a text")
+        return value
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A node that could not be understood, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlanDocument:
+    """What ``plan.json`` says about a model."""
+
+    model: str
+    opset: int
+    nodes: int
+    target: str
+    form: str
+    sites: tuple[PlanSite, ...]
+    refusals: tuple[Refused, ...]
+
+
+def read_plan(path: Path) -> PlanDocument:
+    """Read ``plan.json``; raises InputError naming the file and the field for anything but a plan of this version."""
+    try:
+        document = json.loads(read_file(path, _MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not valid JSON ({error}); optimize the model again") from None
+    try:
+        return parse_plan(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}; optimize the model again, or get the package again") from None
+
+
+def parse_plan(document: Any) -> PlanDocument:
+    """The plan in a document; raises InputError naming the field, the value and what is allowed."""
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        found = document.get("schema") if isinstance(document, dict) else document
+        raise InputError(f"field 'schema' is {_shown(found)}; this version reads '{SCHEMA}'")
+    model = document.get("model")
+    if not isinstance(model, dict):
+        raise InputError(f"field 'model' is {_shown(model)}; allowed: an object")
+    sites = tuple(_site(entry, number) for number, entry in enumerate(_list(document, "sites")))
+    if len({site.id for site in sites}) < len(sites):
+        raise InputError("field 'sites' has two sites of the same id")
+    return PlanDocument(
+        _text(model, "path", "model"),
+        _size(model, "opset"),
+        _size(model, "nodes"),
+        _text(document, "target", "plan"),
+        _text(document, "form", "plan"),
+        sites,
+        tuple(_refused(entry, number) for number, entry in enumerate(_list(document, "refusals"))),
+    )
+
+
+def _site(entry: Any, number: int) -> PlanSite:
+    where = f"sites[{number}]"
+    if not isinstance(entry, dict):
+        raise InputError(f"field '{where}' is {_shown(entry)}; a site is an object")
+    for name, allowed in (("kind", _KINDS), ("decision", _DECISIONS)):
+        if entry.get(name) not in allowed:
+            raise InputError(f"field '{where}.{name}' is {_shown(entry.get(name))}; allowed: {', '.join(allowed)}")
+    nodes = entry.get("nodes")
+    if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
+        raise InputError(f"field '{where}.nodes' is {_shown(nodes)}; allowed: a list of names")
+    texts = [_text(entry, name, where) for name in ("id", "kind", "decision", "reason")]
+    return PlanSite(texts[0], texts[1], texts[2], texts[3], tuple(nodes), entry)
+
+
+def _refused(entry: Any, number: int) -> Refused:
+    where = f"refusals[{number}]"
+    if not isinstance(entry, dict):
+        raise InputError(f"field '{where}' is {_shown(entry)}; a refusal is an object")
+    return Refused(_text(entry, "node", where), _text(entry, "op", where), _text(entry, "reason", where))
+
+
+def _list(document: Mapping[str, Any], name: str) -> list[Any]:
+    found = document.get(name)
+    if not isinstance(found, list) or len(found) > _MAX_ENTRIES:
+        raise InputError(f"field '{name}' is {_shown(found)}; allowed: a list of up to {_MAX_ENTRIES:,} entries")
+    return found
+
+
+def _text(entry: Mapping[str, Any], name: str, where: str) -> str:
+    value = entry.get(name)
+    if not isinstance(value, str):
+        raise InputError(f"field '{where}.{name}' is {_shown(value)}; allowed: a text")
+    return value
+
+
+def _size(model: Mapping[str, Any], name: str) -> int:
+    value = model.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 53:
+        raise InputError(f"field 'model.{name}' is {_shown(value)}; allowed: a whole number")
+    return value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else shown[:77] + "..."
