@@ -30,7 +30,10 @@ from onnxopt.model.graph import default_opset
 from onnxopt.model.read import read_model
 from onnxopt.model.write import write_model
 from onnxopt.package import PLAN, PORTABLE, RTX_ENGINE, check_place, default_folder, new_package, write_json
-from onnxopt.sites import Findings, Form, carry_out, discover, judge_sites, whole_judge
+from onnxopt.report.figures import FIGURES, figures_document
+from onnxopt.report.package_report import REPORT, rendered
+from onnxopt.site_reports import Form
+from onnxopt.sites import Findings, carry_out, discover, judge_sites, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.verification import VerifyReport, load_inputs, verify_models
 from onnxopt.verification.structure import check_structure
@@ -172,7 +175,10 @@ def optimize(
         progress("writing the package")
         write_model(result, draft / PORTABLE)
         note = check_structure(draft / PORTABLE, path) if verify else ""
+        versions = package_versions(engine)
         write_json(draft / PLAN, _plan_document(inspection))
+        write_json(draft / FIGURES, _figures_document(inspection))
+        (draft / REPORT).write_bytes(rendered(draft, versions))
         built = None
         if engine == "rtx":
             place = draft / RTX_ENGINE
@@ -183,7 +189,7 @@ def optimize(
         write_manifest(
             draft,
             target=chosen.name,
-            versions=package_versions(engine),
+            versions=versions,
             source=source,
             files=files,
             engines={RTX_ENGINE: chosen.name},
@@ -283,6 +289,10 @@ def _plan_document(inspection: Inspection) -> dict[str, Any]:
     document["model"]["path"] = inspection.path.name
     document["sites"] = [site.inspected() | site.planned for site in inspection.sites]
     return document
+
+
+def _figures_document(inspection: Inspection) -> dict[str, Any]:
+    return figures_document({site.id: site.draw() for site in inspection.sites if site.draw is not None})
 
 
 def _inspection(

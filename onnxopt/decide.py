@@ -24,6 +24,7 @@ from onnxopt.measure.sessions import time_models, time_regions
 from onnxopt.measure.timing import PairTiming, TimingLimits
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.estimate import cpu_seconds, data_work, gpu_seconds
+from onnxopt.report.picture import Picture
 from onnxopt.target import Target
 from onnxopt.verification import draw_inputs
 
@@ -38,9 +39,13 @@ _WHOLE_MODEL_SECONDS = 8.0
 _LARGE_CONSTANT = -1000.0
 
 
+# Makes the pictures of a site's plan.
+Drawing = Callable[[], Sequence[Picture]]
+
+
 @dataclass(frozen=True)
 class SiteReport:
-    """What is known and decided about one site; ``found`` and ``planned`` are its JSON fields."""
+    """What is known and decided about one site: its fields in ``onnxopt.inspect/1`` and `plan.json`, its pictures."""
 
     id: str
     kind: str
@@ -50,6 +55,7 @@ class SiteReport:
     predicted_gain: float | None = None
     measured_gain: float | None = None
     planned: dict[str, Any] = field(default_factory=dict)
+    draw: Drawing | None = field(default=None, compare=False)
     rewrite: Rewrite | None = None
 
     def inspected(self) -> dict[str, Any]:

@@ -2,50 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from onnx import ModelProto
 
-from onnxopt.decide import (
-    PREDICTED_MARGIN,
-    Judge,
-    Progress,
-    SiteReport,
-    every_pair,
-    found_attention,
-    loses_digits,
-    own_nodes,
-)
+from onnxopt.decide import Judge, Progress, SiteReport
 from onnxopt.discover.attention import find_attention
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.discover.conv_site import ConvSite
 from onnxopt.discover.convolution import find_convolutions
-from onnxopt.discover.movement import walk_back
 from onnxopt.discover.refusal import Refusal, node_name
-from onnxopt.lower.attention import lower_attention
-from onnxopt.lower.convolution import lower_convolution
+from onnxopt.kernel_plans import KernelPlanner
 from onnxopt.lower.rewrite import apply_rewrites
-from onnxopt.measure.extract import extract_region
 from onnxopt.measure.records import RecordStore
 from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import Graph, nodes_within, symbolic_batch, view
-from onnxopt.plan.attention import AttentionPlan, filled_rows, plan_attention
-from onnxopt.plan.conv_cost import bound_seconds
-from onnxopt.plan.conv_roofline import roofline_gain
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
-from onnxopt.plan.estimate import data_work, gpu_seconds, kernel_seconds
-from onnxopt.plan.rates import CpuRates
 from onnxopt.plan.schedule import Objective
-from onnxopt.target import CpuProfile, Target, load_target
-from onnxopt.validate import (
-    validate_attention_plan,
-    validate_attention_tables,
-    validate_conv_plan,
-    validate_conv_weights,
-)
+from onnxopt.site_reports import Form, attention_report, convolution_report, reference_cpu
+from onnxopt.target import Target
 
 
 @dataclass(frozen=True)
@@ -78,10 +54,8 @@ def _not_searched(graph: Graph) -> list[Refusal]:
     return refusals
 
 
-Form = Literal["plugin", "portable"]
 # A margin below what is worth building; measuring or the target's own prediction has the last word.
 _CONV_MARGIN = 0.9
-_OWN = "its nodes are named onnxopt/...: a schedule that an earlier run wrote"
 
 
 def judge_sites(
@@ -97,12 +71,20 @@ def judge_sites(
 ) -> list[SiteReport]:
     """Plan and decide every site for one target and form, in the order attention, convolution.
 
-    ``records`` is the file of tuning records (None: there are none). Only the portable form on a CPU is measured.
+    ``records`` is the file of tuning records (None: there are none), beside which plans are kept. Only the portable
+    form on a CPU is measured.
     """
     judge = whole_judge(model, findings, target, records=records, measure=measure, progress=progress)
-    reports = [_attention(judge, site, form, objective) for site in findings.attention]
+    kernels = None
+    if form == "plugin" or target.gpu is not None:
+        folder = records.parent if records is not None else None
+        kernels = KernelPlanner.at(target.need_gpu_profile(), objective, folder)
+    progress("planning")
+    reports = []
+    for site in findings.attention:
+        reports.append(attention_report(judge, site, form, objective, kernels))
     for number, plan in enumerate(_conv_plans(findings, target)):
-        reports.append(_convolution(judge, f"conv-{number}", plan, form))
+        reports.append(convolution_report(judge, f"conv-{number}", plan, form, kernels))
     return reports
 
 
@@ -152,114 +134,8 @@ def _without(report: SiteReport, attempt: str) -> SiteReport:
     return report.kept(f"{report.reason}, but the whole model is not faster with it") if dropped else report
 
 
-def _attention(judge: Judge, site: AttentionSite, form: Form, objective: Objective) -> SiteReport:
-    report = SiteReport(site.id, "attention", found_attention(site), "keep", "")
-    if own_nodes(judge.graph, site.nodes):
-        return report.kept(_OWN)
-    if site.runtime:
-        _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
-        named = ", ".join(f"'{name}'" for name in inputs)
-        return report.kept(f"its mask depends on the model's input {named}, so its pattern is not fixed")
-    if not len(filled_rows(site)):
-        return report.kept("no query has a key: all its results are zeros")
-    if every_pair(site):
-        return report.kept("dense: every query needs every key")
-    if form == "plugin":
-        return _attention_plugin(judge, site, report)
-    if loses_digits(site):
-        return report.kept(
-            "rows without keys carry a large constant and a bias, and float32 sums them in one order only"
-        )
-    plan = plan_attention(site, CpuRates.of(reference_cpu()), objective)
-    report = replace(report, planned=_planned_attention(plan))
-    if plan.computed >= site.heads * site.rows * len(site.key_tokens):
-        return report.kept("its pattern leaves no schedule that is cheaper than computing every pair")
-    rewrite = lower_attention(site, plan, judge.graph)
-    validate_attention_plan(site, plan)
-    validate_attention_tables(site, rewrite, judge.graph)
-    return judge.judge(report, site.inputs, rewrite)
-
-
-def _attention_plugin(judge: Judge, site: AttentionSite, report: SiteReport) -> SiteReport:
-    gpu = judge.target.need_gpu_profile()
-    region = extract_region(judge.model, judge.graph, site.inputs, [site.output])
-    before = gpu_seconds(data_work(view(region, batch=judge.graph.batch)), gpu)
-    gain = before / kernel_seconds(site, gpu)
-    return _by_one_kernel(report, gain)
-
-
-def _by_one_kernel(report: SiteReport, gain: float) -> SiteReport:
-    """The decision for the plugin form: one kernel in place of the site's nodes."""
-    report = replace(report, predicted_gain=gain)
-    if gain < PREDICTED_MARGIN:
-        return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
-    return replace(report, decision="rewrite", reason=f"one kernel is predicted {gain:.2f} times as fast")
-
-
-def _convolution(judge: Judge, site_id: str, plan: ConvPlan, form: Form) -> SiteReport:
-    site = plan.site
-    report = SiteReport(site_id, "conv", site.to_json(), "keep", "")
-    del report.found["kind"]
-    if own_nodes(judge.graph, site.nodes):
-        return report.kept(_OWN)
-    if site.pattern == "dense":
-        return report.kept("dense: every output uses every input")
-    if form == "plugin":
-        return _by_one_kernel(report, roofline_gain(site, judge.graph, judge.target.need_gpu_profile()))
-    if plan.decision == "keep":
-        return replace(report, predicted_gain=plan.predicted_gain).kept(plan.reason)
-    report = replace(report, planned=_planned_convolution(plan, judge.graph))
-    rewrite = lower_convolution(site_id, plan, judge.graph)
-    validate_conv_plan(plan)
-    validate_conv_weights(plan, rewrite, judge.graph)
-    return judge.judge(report, plan.inputs, rewrite)
-
-
-def _planned_convolution(plan: ConvPlan, graph: Graph) -> dict[str, Any]:
-    site = plan.site
-    batch, _, *positions = graph.shape(site.output) or (1, 1)
-    seconds = bound_seconds(plan.needed, prod(site.kernel), batch * prod(positions), reference_cpu())
-    return {
-        "variants": [plan.form],
-        "needed": plan.needed,
-        "computed": plan.computed,
-        "waste": round(plan.waste, 4),
-        "predicted_us": round(plan.seconds[1] * 1e6, 3),
-        "bound_us": round(seconds * 1e6, 3),
-        "gap": 0.0,
-        "solver": {"name": "enumeration", "status": "optimal", "nodes": plan.compared},
-        "certificate": "every grouping of the outputs by equal input sets was compared, in every form allowed",
-    }
-
-
 def _conv_plans(findings: Findings, target: Target) -> list[ConvPlan]:
     if target.cpu is not None:
         return plan_convolutions(findings.convolutions, findings.graph, target.cpu, margin=_CONV_MARGIN)
     # On a GPU every plan that saves connections is a candidate; the GPU's own prediction decides.
     return plan_convolutions(findings.convolutions, findings.graph, reference_cpu(), forms=("direct",), margin=0.0)
-
-
-def reference_cpu() -> CpuProfile:
-    """The CPU by whose rates schedules are ranked, for whatever target."""
-    cpu = load_target("cpu").cpu
-    assert cpu is not None
-    return cpu
-
-
-def _planned_attention(plan: AttentionPlan) -> dict[str, Any]:
-    return {
-        "reorder": sorted({part.order for part in plan.parts}),
-        "variants": [
-            {"heads": len(p.heads), "strips": len(b.strips), "rows": b.rows, "keys": b.keys}
-            for p in plan.parts
-            for b in p.buckets
-        ],
-        "needed": plan.needed,
-        "computed": plan.computed,
-        "waste": round(plan.waste, 4),
-        "predicted_us": round(plan.cost_us, 3),
-        "bound_us": round(plan.bound_us, 3),
-        "gap": 0.0,
-        "solver": {"name": "enumeration", "status": "optimal", "nodes": plan.candidates},
-        "certificate": "every order and cut was compared; the buckets of each are a shortest path",
-    }

@@ -18,7 +18,7 @@ from onnxopt.measure.cache import list_cache
 from onnxopt.sites import Rewritten
 from samples import build as sample
 
-PACKAGE = ["manifest.json", "model.portable.onnx", "plan.json"]
+PACKAGE = ["figures.json", "manifest.json", "model.portable.onnx", "plan.json", "report.html"]
 needs_rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="the extra 'rtx' is not installed")
 
 
@@ -56,7 +56,7 @@ def test_a_package_holds_what_was_decided_and_verified(model: Path) -> None:
     assert result.nodes_after == len(optimised.graph.node)
     manifest = check_manifest(result.package)
     assert manifest.target == "cpu"
-    assert [entry.path for entry in manifest.files] == PACKAGE[1:]
+    assert [entry.path for entry in manifest.files] == [name for name in PACKAGE if name != "manifest.json"]
     assert api.verify(model, result.package / "model.portable.onnx").passed
 
 
@@ -278,7 +278,7 @@ def test_a_missing_engine_builder_leaves_nothing(model: Path, monkeypatch: pytes
 def test_an_engine_becomes_part_of_the_package(model: Path) -> None:
     result = _optimize(model, target="sm_89", engine="rtx")
     assert result.engine is not None
-    assert _names(result.package) == ["manifest.json", "model.portable.onnx", "model.rtx.engine", "plan.json"]
+    assert _names(result.package) == sorted([*PACKAGE, "model.rtx.engine"])
     manifest = check_manifest(result.package)
     entry = manifest.entry("model.rtx.engine")
     assert entry is not None

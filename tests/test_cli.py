@@ -102,7 +102,8 @@ def test_optimize_tells_what_became_of_the_sites(folder: Path) -> None:
     document = json.loads(result.stdout)
     assert document["schema"] == "onnxopt.optimize/1"
     assert document["package"] == "attention.onnxopt"
-    assert document["files"] == ["manifest.json", "model.portable.onnx", "plan.json"]
+    names = ["figures.json", "manifest.json", "model.portable.onnx", "plan.json", "report.html"]
+    assert document["files"] == names
     assert document["verification"]["schema"] == "onnxopt.verify/1"
     assert document["verification"]["passed"] is True
     assert document["engine"] is None
@@ -334,7 +335,7 @@ def test_a_closed_pipe_is_quiet(folder: Path, words: Sequence[str]) -> None:
     assert process.stderr is not None
     err = process.stderr.read()
     assert process.wait(timeout=60) == 141
-    assert err == "onnxopt: looking for sites\n"
+    assert err == "onnxopt: looking for sites\nonnxopt: planning\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -11,7 +11,7 @@ from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyLists
 from onnxopt.plan.buckets import Bucket, CostOfBatch, best_buckets
 from onnxopt.plan.intervals import Intervals, cheapest_cuts, chosen, intervals_of, rows_of, union_sizes
 from onnxopt.plan.orders import row_orders
-from onnxopt.plan.rates import CpuRates
+from onnxopt.plan.rates import CpuRates, GpuRates
 from onnxopt.plan.schedule import Objective
 from onnxopt.plan.strips import CodedLists, Strip, coded, cut_at_lists, cut_evenly, make_strip
 
@@ -37,7 +37,7 @@ class AttentionPlan:
     """How one attention site is computed in standard operators.
 
     ``needed`` and ``computed`` count (query, key) pairs over all heads, before and after padding. ``bound_us`` is what
-    the needed pairs take at the CPU's peak rates; ``candidates`` is how many cuts were compared. The plan is optimal
+    the needed pairs take at peak rates; ``candidates`` is how many cuts were compared. The plan is optimal
     among them by the cost that was minimised: they are enumerated, and the buckets of each are exact.
     """
 
@@ -55,7 +55,7 @@ class AttentionPlan:
         return self.computed / max(1, self.needed)
 
 
-def plan_attention(site: AttentionSite, rates: CpuRates, objective: Objective = "time") -> AttentionPlan:
+def plan_attention(site: AttentionSite, rates: CpuRates | GpuRates, objective: Objective = "time") -> AttentionPlan:
     """The cheapest of the tried orders and strip sizes for each head pattern, with exactly optimal buckets.
 
     ``time`` minimises the predicted microseconds, ``waste`` the computed pairs. The site must have rows to compute
@@ -87,7 +87,7 @@ def _unfilled(site: AttentionSite) -> np.ndarray:
 
 
 def _best_part(
-    site: AttentionSite, number: int, heads: tuple[int, ...], rates: CpuRates, objective: Objective
+    site: AttentionSite, number: int, heads: tuple[int, ...], rates: CpuRates | GpuRates, objective: Objective
 ) -> tuple[HeadPlan, int]:
     lists = site.lists[number]
     codes = coded(lists)
@@ -101,7 +101,7 @@ def _best_part(
             compared += 1
             rows, keys, full = _shapes(cut, lists, sizes)
             time = _batch_time(rates, site, len(heads), biased or not full)
-            buckets, score = best_buckets(rows, keys, time if objective == "time" else _pairs)
+            buckets, score = best_buckets(rows.tolist(), keys.tolist(), time if objective == "time" else _pairs)
             if best is None or score < best[0]:
                 best = (score, name, cut, buckets, time)
     assert best is not None
@@ -116,7 +116,7 @@ def _cuts(
     order: np.ndarray,
     lists: KeyLists,
     codes: CodedLists,
-    rates: CpuRates,
+    rates: CpuRates | GpuRates,
     objective: Objective,
 ) -> list[list[np.ndarray]]:
     """The ways to cut an order that are tried: evenly, where key lists change, and with the least sum of costs."""
@@ -136,7 +136,7 @@ def _cuts(
 
 
 def _interval_cost(
-    site: AttentionSite, heads: int, intervals: Intervals, rates: CpuRates, objective: Objective
+    site: AttentionSite, heads: int, intervals: Intervals, rates: CpuRates | GpuRates, objective: Objective
 ) -> np.ndarray:
     """What each interval adds to the cost of a batch, without the batch's own."""
     if objective == "waste":
@@ -157,7 +157,7 @@ def _shapes(cut: Sequence[np.ndarray], lists: KeyLists, sizes: np.ndarray) -> tu
     return rows, keys, bool(np.array_equal(lengths[begins + rows] - lengths[begins], rows * keys))
 
 
-def _batch_time(rates: CpuRates, site: AttentionSite, heads: int, masked: bool) -> CostOfBatch:
+def _batch_time(rates: CpuRates | GpuRates, site: AttentionSite, heads: int, masked: bool) -> CostOfBatch:
     def cost(strips: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> np.ndarray:
         return rates.attention(strips * heads, rows, keys, site.head_dim, site.v.width, masked)
 

@@ -12,23 +12,14 @@ from onnxopt.errors import InputError
 from onnxopt.plan.attention import filled_rows
 from onnxopt.plan.attention_cost import AttentionCost
 from onnxopt.plan.free_bound import fewest_pairs
-from onnxopt.plan.intervals import Intervals, cheapest_cuts, intervals_of, rows_of
+from onnxopt.plan.intervals import rows_of
 from onnxopt.plan.makespan import launch_order
-from onnxopt.plan.orders import row_orders, with_remainders_last
+from onnxopt.plan.order_choice import chosen_orders
 from onnxopt.plan.schedule import AttentionSchedule, Forecast, Objective, PatternSchedule, Proof
 from onnxopt.plan.strip_search import Found, distinct, fastest, fewest_pairs_of
-from onnxopt.plan.strip_space import Cut, Order, StripSpace, padded
+from onnxopt.plan.strip_space import Cut, Order, StripSpace
 from onnxopt.plan.strips import CodedLists, Strip, coded, make_strip
 from onnxopt.target.variant import AttentionVariant, Element
-
-# Orders that the search for time keeps for each granule of rows, by the pairs that they compute at best.
-_KEPT_ORDERS = 2
-# The search for time takes rows together until no more places to cut are left than this.
-_MOST_CUTS = 1024
-# Remainders are worth an order of their own where a list has about a strip of rows.
-_ROWS_PER_LIST = 8
-# What a strip counts besides its pairs, so that equals are not split.
-_STRIP_PAIRS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -58,9 +49,7 @@ def plan_attention_kernel(
     rows = filled_rows(site)
     if not len(rows) or not any(len(lists.keys) for lists in site.lists):
         raise InputError(f"{site.node}: no query has a key, so there is nothing to plan; its result is constant")
-    granules = sorted({v.row_granule for v in cost.variants()})
-    most_cuts = _MOST_CUTS if objective == "time" else None
-    patterns = [_pattern(site, number, rows, granules, most_cuts) for number in range(len(site.lists))]
+    patterns = [_pattern(site, number, rows, cost, objective) for number in range(len(site.lists))]
     needed = sum(len(p.heads) * int(p.lists.lengths[rows].sum()) for p in patterns)
     moved = _moved_bytes(site, rows, element)
     orders = [pattern.orders for pattern in patterns]
@@ -71,51 +60,19 @@ def plan_attention_kernel(
     for cut in distinct(found.cuts, max(1, top)):
         value = cut.microseconds if objective == "time" else float(cut.pairs)
         free = 0.0 if objective == "time" else min(value, _fewest_pairs(patterns, cost))
-        forecast = Forecast(cut.microseconds, min(bound_us, cut.microseconds), cost.uncertainty, cost.measured)
         proof = _proof(value, found, free, orders)
-        result.append(_assemble(site, patterns, space, cut, element, needed, forecast, proof))
+        result.append(_assemble(site, patterns, space, cut, element, needed, bound_us, proof))
     return tuple(result)
 
 
-def _pattern(
-    site: AttentionSite, number: int, rows: np.ndarray, granules: Sequence[int], most_cuts: int | None
-) -> _Pattern:
+def _pattern(site: AttentionSite, number: int, rows: np.ndarray, cost: AttentionCost, objective: Objective) -> _Pattern:
     lists = site.lists[number]
     codes = coded(lists)
     heads = tuple(int(h) for h in np.flatnonzero(site.head_lists == number))
     biased = any(site.head_bias[h] >= 0 for h in heads)
-    known = {
-        name: intervals_of(order, lists, codes, most_cuts=most_cuts)
-        for name, order in row_orders(rows, lists, codes, site.query_tokens, site.key_tokens).items()
-    }
-    best = _promising(known, granules)
-    if len(rows) >= _ROWS_PER_LIST * len(np.unique(lists.row_list[rows])):
-        for name in best:
-            for granule in granules:
-                other = with_remainders_last(known[name].order, lists, granule)
-                if not any(np.array_equal(other, intervals.order) for intervals in known.values()):
-                    known[f"{name}, remainders of {granule} last"] = intervals_of(
-                        other, lists, codes, most_cuts=most_cuts
-                    )
-        best = _promising(known, granules)
-    orders = tuple(Order.of(name, len(heads), known[name], biased) for name in best)
+    tokens = (site.query_tokens, site.key_tokens)
+    orders = chosen_orders(rows, lists, codes, tokens, cost, objective, len(heads), biased)
     return _Pattern(heads, number, lists, codes, rows, orders)
-
-
-def _promising(known: dict[str, Intervals], granules: Sequence[int]) -> list[str]:
-    """For each granule of rows the orders that compute the fewest pairs with it."""
-    scores = {name: _least_pairs(intervals, granules) for name, intervals in known.items()}
-    best: dict[str, None] = {}
-    for column in range(len(granules)):
-        ranked = sorted((scores[name][column], place, name) for place, name in enumerate(known))
-        best |= dict.fromkeys(name for _, _, name in ranked[:_KEPT_ORDERS])
-    return list(best)
-
-
-def _least_pairs(intervals: Intervals, granules: Sequence[int]) -> np.ndarray:
-    keys = padded(intervals.keys, 16).astype(np.float64)
-    values = [padded(intervals.rows, granule) * keys + _STRIP_PAIRS for granule in granules]
-    return cheapest_cuts(intervals, np.where(intervals.rows[:, :, None] > 0, np.stack(values, axis=2), np.inf))[0]
 
 
 def _moved_bytes(site: AttentionSite, rows: np.ndarray, element: Element) -> float:
@@ -152,7 +109,7 @@ def _assemble(
     cut: Cut,
     element: Element,
     needed: int,
-    forecast: Forecast,
+    bound_us: float,
     proof: Proof,
 ) -> AttentionSchedule:
     """The strips of a cut with their keys, and the launch order of all blocks."""
@@ -178,6 +135,8 @@ def _assemble(
     jobs = np.concatenate(places)[launch_order(np.concatenate(durations), space.slots(cut.setting))].astype(np.int32)
     variants = tuple(space.variants[number] for number in used)
     computed = _computed(parts, variants)
+    doubt, measured = space.cost.uncertainty_of(variants), space.cost.measured
+    forecast = Forecast(cut.microseconds, min(bound_us, cut.microseconds), doubt, measured)
     was_split = any(len(p.strips) > len(i) for p, i in zip(parts, cut.intervals, strict=True))
     return AttentionSchedule(
         site.id,

@@ -1,22 +1,19 @@
-"""A first model of what one kernel of its own gains for a convolution on a GPU: arithmetic, bytes and launches.
+"""What a convolution and the movement of channels around it take on a GPU as they are: arithmetic, bytes, launches.
 
-The original runs its convolution on the matrix unit with every group padded to the unit's tile, and each movement
-around it as a kernel of its own; channelwise operations count as fused. The kernel of its own computes tiles of outputs
-with the inputs that they use, reads each used channel once and writes each output once, the movement being part of its
-addresses.
+The convolution runs on the matrix unit with every group padded to the unit's tile, and each movement around it as a
+kernel of its own; channelwise operations count as fused.
 """
 
 from __future__ import annotations
 
 from math import ceil, prod
 
-import numpy as np
 from onnx import NodeProto
 
 from onnxopt.discover.channel_terms import UNARY
-from onnxopt.discover.conv_site import BoolArray, ConvSite
+from onnxopt.discover.conv_site import ConvSite
 from onnxopt.model.graph import Graph
-from onnxopt.plan.conv_parts import input_classes
+from onnxopt.plan.estimate import GPU_PRODUCT_SHARE
 from onnxopt.target.figures import GpuProfile
 
 # The tile of a matrix instruction in fp16: outputs, and inputs that one instruction takes.
@@ -25,33 +22,25 @@ _INPUT_TILE = 16
 _FREE = ("Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
 
-def roofline_gain(site: ConvSite, graph: Graph, profile: GpuProfile, element_bytes: int = 2) -> float:
-    """How many times as fast one kernel is predicted to be as the site's nodes, at the graph's batch size.
+def original_seconds(site: ConvSite, graph: Graph, profile: GpuProfile, element_bytes: int = 2) -> float:
+    """Predicted time of the site's nodes at the graph's batch size, 0 where its shapes are not known.
 
-    1 where nothing is saved: the same arithmetic, and no movement around it. Weights of ``element_bytes`` 2 run at the
-    rate of fp16, of 4 at that of tf32.
+    Weights of ``element_bytes`` 2 run at the rate of fp16, of 4 at that of tf32.
     """
     dims, source = graph.shape(site.output), graph.shape(site.before.source)
     if dims is None or source is None:
-        return 1.0
+        return 0.0
     batch, _, *positions = dims
     taps, pixels = prod(site.kernel), batch * prod(positions)
-    rate = (profile.fp16_flops if element_bytes == 2 else profile.tf32_flops) / 2
+    rate = (profile.fp16_flops if element_bytes == 2 else profile.tf32_flops) * GPU_PRODUCT_SHARE / 2
     products = _original_products(site) * taps * pixels / rate
-    moved = sum(_moved_elements(graph, node.output[0]) for node in _movement(site, graph))
-    kernels = len(site.parts) + len(_movement(site, graph)) + (len(site.parts) > 1)
+    movement = _movement(site, graph)
+    moved = sum(_moved_elements(graph, node.output[0]) for node in movement)
+    kernels = len(site.parts) + len(movement) + (len(site.parts) > 1)
     weights = sum(part.live.size for part in site.parts) * taps
     own = prod(graph.shape(site.input) or (0,)) + prod(dims) + weights
     bandwidth = profile.memory_bytes_per_second / element_bytes
-    original = kernels * profile.launch_seconds + max(products, own / bandwidth) + 2 * moved / bandwidth
-
-    links = site.links()
-    needed = min(_tiled_products(links), _original_products(site))
-    used = int(site.before.matrix()[links.any(axis=0)].any(axis=0).sum())
-    written = prod(graph.shape(site.after.target) or dims)
-    read = batch * used * prod(source[2:]) + site.connections * taps
-    planned = profile.launch_seconds + max(needed * taps * pixels / rate, (read + written) / bandwidth)
-    return max(1.0, original / planned) if kernels > 1 or needed < _original_products(site) else 1.0
+    return kernels * profile.launch_seconds + max(products, own / bandwidth) + 2 * moved / bandwidth
 
 
 def _original_products(site: ConvSite) -> int:
@@ -64,16 +53,6 @@ def _original_products(site: ConvSite) -> int:
         per_group = _up(outputs // part.groups, _OUTPUT_TILE // 2) * _up(width, _INPUT_TILE)
         total += part.groups * per_group
     return total
-
-
-def _tiled_products(links: BoolArray) -> int:
-    """Products for each tap and position if tiles of outputs with equal or similar input sets share their inputs."""
-    classes = input_classes(links)
-    if not classes:
-        return 0
-    order = np.concatenate(classes)
-    tiles = [order[i : i + _OUTPUT_TILE] for i in range(0, len(order), _OUTPUT_TILE)]
-    return sum(_OUTPUT_TILE * _up(int(links[tile].any(axis=0).sum()), _INPUT_TILE) for tile in tiles)
 
 
 def _movement(site: ConvSite, graph: Graph) -> list[NodeProto]:

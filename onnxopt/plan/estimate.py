@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnxopt.discover.attention_site import AttentionSite, count
 from onnxopt.model.graph import Graph
 from onnxopt.plan.work import GATHERING, PRODUCTS, TRANSPOSING, VIEWS, Work, work_of
 from onnxopt.target import CpuProfile, GpuProfile
 
 # The share of the peak that products of a few hundred rows reach in practice.
 _CPU_PRODUCT_SHARE = 0.5
-_GPU_PRODUCT_SHARE = 0.5
-# What one kernel of our own is taken to reach of its bound, until it has been measured.
-_KERNEL_SHARE = 0.5
+GPU_PRODUCT_SHARE = 0.5
 # ONNX Runtime's indexed operators copy small pieces one by one.
 _CPU_SCATTERED_BYTES = 4e9
 _CPU_NODE_SECONDS = 4e-6
@@ -64,19 +61,7 @@ def gpu_seconds(work: Iterable[Work], gpu: GpuProfile, element_bytes: int = 2) -
         }
         if fused:
             continue
-        arithmetic = (
-            item.flops / (gpu.fp16_flops * _GPU_PRODUCT_SHARE) + item.exponentials / gpu.exponentials_per_second
-        )
+        arithmetic = item.flops / (gpu.fp16_flops * GPU_PRODUCT_SHARE) + item.exponentials / gpu.exponentials_per_second
         traffic = item.bytes_moved * shrink / gpu.memory_bytes_per_second
         total += max(arithmetic, traffic) + gpu.launch_seconds
     return total
-
-
-def kernel_seconds(site: AttentionSite, gpu: GpuProfile, element_bytes: int = 2) -> float:
-    """Predicted time of one attention as one kernel of its own: needed pairs, each operand and the result once."""
-    pairs = float(count(site).pairs_total + site.heads * count(site).phantom_pairs)
-    flops = 2.0 * pairs * (site.head_dim + site.v.width)
-    vectors = float(site.query_vectors.size * site.head_dim + site.key_vectors.size * (site.head_dim + site.v.width))
-    moved = element_bytes * (vectors + site.heads * site.rows * site.v.width)
-    arithmetic = max(flops / gpu.fp16_flops, pairs / gpu.exponentials_per_second)
-    return max(arithmetic, moved / gpu.memory_bytes_per_second) / _KERNEL_SHARE + gpu.launch_seconds

@@ -16,9 +16,9 @@ def recovered_width(tokens: np.ndarray, offsets: np.ndarray) -> int | None:
     run of neighbours, repeated one image row further on: the commonest distance between the beginnings of successive
     runs is the width, if most distances agree.
     """
-    chosen = np.unique(np.linspace(0, len(offsets) - 2, _SAMPLE).astype(np.int64)) if len(offsets) > 1 else []
+    lists = len(offsets) - 1
     distances = []
-    for index in chosen:
+    for index in np.unique(np.linspace(0, lists - 1, _SAMPLE).astype(np.int64)) if lists > 0 else ():
         own = np.unique(tokens[offsets[index] : offsets[index + 1]])
         own = own[own >= 0]
         begins = own[np.concatenate([[True], np.diff(own) > 1])] if len(own) else own

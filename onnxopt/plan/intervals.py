@@ -18,6 +18,7 @@ from onnxopt.plan.strips import CodedLists
 LONGEST = 128
 # Within a run of rows with equal keys, cuts at other places than multiples of this would only add padding.
 _STEP = 8
+_LONGEST_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,12 @@ def intervals_of(
 ) -> Intervals:
     """The intervals of ``order``, an array of row numbers, each row at most once.
 
-    With more cuts than ``most_cuts`` only every second, fourth or eighth row may begin a strip.
+    With more cuts than ``most_cuts`` they lie further apart, if need be eight rows and, within a run of rows with equal
+    keys, 32.
     """
     owner = lists.row_list[order]
-    cuts = _cuts(_runs(owner), len(order))
-    apart = 1
-    while most_cuts is not None and len(cuts) > most_cuts and apart < _STEP:
-        apart *= 2
-        cuts = cuts[np.unique(cuts // apart, return_index=True)[1]]
-    cuts[-1] = len(order)
-    sizes = union_sizes(owner, codes, longest)
+    cuts = _thinned_cuts(_runs(owner), len(order), most_cuts)
+    sizes = union_sizes(owner, codes, longest, cuts[:-1])
     steps = int((np.searchsorted(cuts, cuts + longest, side="right") - 1 - np.arange(len(cuts))).max(initial=1))
     begin = np.arange(len(cuts))[:, None] - 1 - np.arange(steps)[None, :]
     exists = begin >= 0
@@ -63,7 +60,7 @@ def intervals_of(
     rows = np.where(exists, cuts[:, None] - cuts[begin], 0)
     rows[rows > longest] = 0
     first = cuts[begin]
-    keys = np.where(rows > 0, sizes[np.minimum(first, len(order) - 1), np.maximum(rows, 1) - 1], 0)
+    keys = np.where(rows > 0, sizes[np.minimum(begin, len(cuts) - 2), np.maximum(rows, 1) - 1], 0)
     total = np.concatenate([[0], np.cumsum(np.diff(codes.offsets)[owner])])
     needed = np.where(rows > 0, total[cuts][:, None] - total[first], 0)
     return Intervals(order, cuts, rows, keys, needed)
@@ -74,27 +71,48 @@ def _runs(owner: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([np.ones(min(1, len(owner)), bool), owner[1:] != owner[:-1]]))
 
 
-def _cuts(starts: np.ndarray, count: int) -> np.ndarray:
-    """Run starts, and within each run every ``_STEP`` rows."""
+def _thinned_cuts(starts: np.ndarray, count: int, most: int | None) -> np.ndarray:
+    """Where an order may be cut: where runs begin, and every few rows within them."""
+    step, apart = _STEP, 1
+    cuts = _cuts(starts, count, step)
+    while most is not None and len(cuts) > most and (step < _LONGEST_STEP or apart < _STEP):
+        if step < _LONGEST_STEP:
+            step *= 2
+        else:
+            apart *= 2
+        cuts = _cuts(starts, count, step)
+        cuts = np.append(cuts[np.unique(cuts[:-1] // apart, return_index=True)[1]], count)
+    return cuts
+
+
+def _cuts(starts: np.ndarray, count: int, step: int) -> np.ndarray:
     places = np.arange(count)
     run = np.zeros(count, np.int64)
     run[starts] = 1
     begin = starts[np.cumsum(run) - 1] if count else places
-    return np.concatenate([places[(places - begin) % _STEP == 0], [count]])
+    return np.append(places[(places - begin) % step == 0], count)
 
 
-def union_sizes(owner: np.ndarray, codes: CodedLists, longest: int) -> np.ndarray:
-    """Rows x longest: how many distinct codes the rows i..i+l have, of rows with the lists ``owner``."""
+def union_sizes(owner: np.ndarray, codes: CodedLists, longest: int, begins: np.ndarray | None = None) -> np.ndarray:
+    """Begins x longest: how many distinct codes the rows i..i+l have, of rows with the lists ``owner``.
+
+    ``begins`` are the rows i in ascending order, by default all of them.
+    """
     count = len(owner)
+    begins = np.arange(count) if begins is None else begins
+    number = np.full(count, -1)
+    number[begins] = np.arange(len(begins))
     starts = _runs(owner)
     fresh = _fresh_keys(owner[starts], starts, count, codes, longest)
-    grown = np.zeros((count + longest, longest), np.int32)
+    grown = np.zeros((len(begins), longest), np.int32)
     # Row r adds fresh[r, r - i] keys to the interval that began at row i.
     for back in range(1, longest):
-        places = starts[starts >= back]
-        grown[places - back, back] = fresh[len(starts) - len(places) :, back]
-    grown[:count, 0] = np.diff(codes.offsets)[owner]
-    return np.cumsum(grown[:count], axis=1, dtype=np.int32)
+        first = int(np.searchsorted(starts, back))
+        place = number[starts[first:] - back]
+        found = place >= 0
+        grown[place[found], back] = fresh[first:, back][found]
+    grown[:, 0] = np.diff(codes.offsets)[owner[begins]]
+    return np.cumsum(grown, axis=1, dtype=np.int32)
 
 
 def _fresh_keys(owner: np.ndarray, starts: np.ndarray, count: int, codes: CodedLists, longest: int) -> np.ndarray:

@@ -98,7 +98,7 @@ def _fitting(loads: np.ndarray, length: float, count: int, span: float) -> np.nd
     if room is None:
         room = np.full(len(loads), count)
     before = np.cumsum(room) - room
-    return np.clip(count - before, 0, room)
+    return np.asarray(np.clip(count - before, 0, room))
 
 
 def _with_equal_jobs(loads: np.ndarray, duration: float, count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from onnxopt.plan.makespan import DUAL_ORDERS, weights
 from onnxopt.plan.strip_space import Column, Cut, Order, Setting, Shortest, StripSpace
 
-_ROUNDS = 8
+_ROUNDS = 10
 _MOVES = 5
 _FITTING = (1, 2, 3, 4, 6)
 _SPLICES = (-0.16, -0.08, 0.0, 0.08, 0.16)
@@ -38,7 +38,7 @@ def fewest_pairs_of(space: StripSpace) -> Found:
     """For each number of threads the cut with the fewest pairs; of equals, and of resident blocks, the faster."""
     settings = space.settings()
     alone = [setting for setting in settings if setting.resident == 1]
-    found = space.shortest([_pairs_of(space, setting) for setting in alone])
+    found = space.shortest([pairs_of(space, setting) for setting in alone])
     cuts = []
     for column, first in enumerate(alone):
         steps = found.steps(column)
@@ -56,7 +56,7 @@ def fewest_pairs_of(space: StripSpace) -> Found:
 def fastest(space: StripSpace) -> Found:
     """The fastest cuts, and the proven bound of the whole space."""
     settings = space.settings()
-    sums = space.shortest([_area_of(space, setting) for setting in settings])
+    sums = space.shortest([area_of(space, setting) for setting in settings])
     areas = [space.overhead(s) + t / space.slots(s) for s, t in zip(settings, sums.totals, strict=True)]
     ranked = [int(index) for index in np.argsort(areas, kind="stable")]
     cuts: list[Cut] = []
@@ -199,7 +199,9 @@ def _weights_of(space: StripSpace, setting: Setting, time: float, steps: Steps) 
     return total
 
 
-def _area_of(space: StripSpace, setting: Setting) -> Column:
+def area_of(space: StripSpace, setting: Setting) -> Column:
+    """The time for which a strip occupies slots."""
+
     def column(order: Order) -> np.ndarray:
         prices = space.prices(order, setting)
         return np.asarray(prices.microseconds * prices.pieces)
@@ -207,7 +209,9 @@ def _area_of(space: StripSpace, setting: Setting) -> Column:
     return column
 
 
-def _pairs_of(space: StripSpace, setting: Setting) -> Column:
+def pairs_of(space: StripSpace, setting: Setting) -> Column:
+    """The pairs that a strip computes."""
+
     def column(order: Order) -> np.ndarray:
         prices = space.prices(order, setting)
         # Next to nothing for a strip, so that equals are not split, and for time, so that the faster of them wins.
@@ -225,7 +229,7 @@ def _mixed(space: StripSpace, setting: Setting, time: float, mixture: np.ndarray
         total[fits] = sum(
             share * weights(ratio[fits], dual) for share, dual in zip(mixture, DUAL_ORDERS, strict=True) if share
         )
-        return total * prices.pieces
+        return np.asarray(total * prices.pieces)
 
     return column
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,11 @@ class WrittenReport:
             "sections": self.sections,
             "pictures": self.pictures,
         }
+
+
+def rendered(folder: Path, versions: Mapping[str, str]) -> bytes:
+    """The page for the plan and the pictures that lie in a folder, not yet a package."""
+    return render(read_plan(folder / PLAN), read_figures(folder / FIGURES), versions).encode()
 
 
 def write_report(folder: str | Path, out: str | Path | None = None) -> WrittenReport:

@@ -1,0 +1,140 @@
+"""Plans for kernels of their own, each made once: what `inspect` predicts with and `plan.json` describes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from onnxopt.discover.attention_site import AttentionSite
+from onnxopt.discover.conv_site import ConvSite
+from onnxopt.model.graph import Graph
+from onnxopt.plan.attention import filled_rows
+from onnxopt.plan.attention_cost import AttentionCost
+from onnxopt.plan.attention_kernel import plan_attention_kernel
+from onnxopt.plan.group_conv import plan_group_conv
+from onnxopt.plan.group_conv_cost import GroupConvCost
+from onnxopt.plan.plan_cache import PlanCache, content_key
+from onnxopt.plan.schedule import AttentionSchedule, ConvSchedule, Objective
+from onnxopt.target import GpuProfile
+from onnxopt.target.tile_records import TileRecord, read_tile_records
+from onnxopt.target.variant import Element
+from onnxopt.validate import validate_attention_schedule, validate_conv_schedule
+
+TILE_RECORDS = "tuning-gpu.jsonl"
+
+
+@dataclass(frozen=True)
+class KernelPlanner:
+    """Plans for one GPU: ``records`` are measured tile times, ``cache`` keeps what was planned before."""
+
+    gpu: GpuProfile
+    objective: Objective
+    element: Element = "fp16"
+    records: tuple[TileRecord, ...] = ()
+    cache: PlanCache = field(default_factory=lambda: PlanCache(None))
+
+    @classmethod
+    def at(cls, gpu: GpuProfile, objective: Objective, folder: Path | None) -> KernelPlanner:
+        """A planner with the records and plans of a cache folder; None where there is none."""
+        records = read_tile_records(folder / TILE_RECORDS) if folder is not None else ()
+        return cls(gpu, objective, records=records, cache=PlanCache(folder))
+
+    def attention(self, site: AttentionSite, top: int = 1) -> tuple[AttentionSchedule, ...]:
+        """The best schedules of a site; raises InputError where it has no row to compute."""
+        facts = ["attention", self.objective, self.element, top, *_attention_facts(site)]
+        key = content_key("attention", self.gpu, self.records, facts)
+        known = self.cache.get(key, "attention")
+        if known is None:
+            cost = AttentionCost.of(self.gpu, site.head_dim, site.v.width, self.element, self.records)
+            known = plan_attention_kernel(site, cost, self.objective, self.element, top)
+            self.cache.put(key, known)
+        schedules = tuple(replace(s, site=site.id) for s in cast(tuple[AttentionSchedule, ...], known))
+        for schedule in schedules:
+            validate_attention_schedule(site, schedule)
+        return schedules
+
+    def convolution(self, site: ConvSite, graph: Graph, top: int = 1) -> tuple[ConvSchedule, ...]:
+        """The best schedules of a convolution; raises InputError where nothing is connected."""
+        links = site.links()
+        batch, _, *positions = graph.shape(site.output) or (1, 1)
+        taps, pixels = prod(site.kernel), batch * prod(positions)
+        moved = _moved_bytes(site, graph, self.element)
+        facts = [self.objective, self.element, top, links, taps, pixels, moved]
+        key = content_key("conv", self.gpu, self.records, facts)
+        known = self.cache.get(key, "conv")
+        if known is None:
+            cost = GroupConvCost.of(self.gpu, taps, pixels, self.element, self.records)
+            known = plan_group_conv(
+                site, links, cost, objective=self.objective, element=self.element, moved_bytes=moved, top=top
+            )
+            self.cache.put(key, known)
+        schedules = cast(tuple[ConvSchedule, ...], known)
+        for schedule in schedules:
+            validate_conv_schedule(links, schedule, pixels=pixels)
+        return schedules
+
+
+def _attention_facts(site: AttentionSite) -> list[Any]:
+    """Everything of a site that its schedule depends on, apart from its name."""
+    lists = [array for own in site.lists for array in (own.row_list, own.offsets, own.keys)]
+    vectors = [len(np.unique(v)) for v in (site.query_vectors, site.key_vectors, site.value_vectors)]
+    sizes = [site.heads, site.rows, site.head_dim, site.v.width, *vectors]
+    return [*sizes, site.head_lists, site.head_bias >= 0, filled_rows(site), site.query_tokens, site.key_tokens, *lists]
+
+
+def _moved_bytes(site: ConvSite, graph: Graph, element: Element) -> float:
+    """Bytes of the inputs that are used, the connected weights and the outputs, each once."""
+    batch, _, *before = graph.shape(site.input) or (1, 1)
+    _, _, *behind = graph.shape(site.output) or (1, 1)
+    used = int(site.links().any(axis=0).sum())
+    elements = batch * (used * prod(before) + site.out_channels * prod(behind)) + site.connections * prod(site.kernel)
+    return float((2 if element in ("fp16", "bf16") else 4) * elements)
+
+
+def described(schedule: AttentionSchedule | ConvSchedule) -> dict[str, Any]:
+    """A schedule's fields of an entry in `plan.json`."""
+    forecast, proof = schedule.forecast, schedule.proof
+    result: dict[str, Any] = {
+        "reorder": _orders(schedule),
+        "variants": [f"{count} x {name}" for name, count in _variants(schedule)],
+        "resident_blocks": schedule.resident,
+        "blocks": len(schedule.jobs),
+        "needed": schedule.needed,
+        "computed": schedule.computed,
+        "waste": round(schedule.waste, 4),
+        "predicted_us": round(forecast.predicted_us, 3),
+        "uncertainty": round(forecast.uncertainty, 3),
+        "measured": forecast.measured,
+        "bound_us": round(forecast.bound_us, 3),
+        "gap": round(proof.gap, 5),
+        "solver": {"name": proof.solver, "status": proof.status, "nodes": proof.nodes},
+        "certificate": proof.certificate,
+    }
+    if proof.free_bound:
+        result["least_computed"] = round(proof.free_bound)
+    if isinstance(schedule, AttentionSchedule):
+        result["split_keys"] = schedule.split_keys
+    return result
+
+
+def _orders(schedule: AttentionSchedule | ConvSchedule) -> list[str]:
+    if isinstance(schedule, ConvSchedule):
+        return [schedule.order]
+    return sorted({part.order for part in schedule.parts})
+
+
+def _variants(schedule: AttentionSchedule | ConvSchedule) -> Sequence[tuple[str, int]]:
+    """Each shape with the number of strips or parts that it computes, the commonest first."""
+    used: Counter[str] = Counter()
+    if isinstance(schedule, AttentionSchedule):
+        for part in schedule.parts:
+            used.update(schedule.variants[number].describe() for number in part.variants)
+    else:
+        used.update(schedule.variants[part.variant].describe() for part in schedule.parts)
+    return sorted(used.items(), key=lambda item: (-item[1], item[0]))
