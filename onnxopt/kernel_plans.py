@@ -22,11 +22,9 @@ from onnxopt.plan.group_conv_cost import GroupConvCost
 from onnxopt.plan.plan_cache import PlanCache, content_key
 from onnxopt.plan.schedule import AttentionSchedule, ConvSchedule, Objective
 from onnxopt.target import GpuProfile
-from onnxopt.target.tile_records import TileRecord, read_tile_records
+from onnxopt.target.tile_records import FILE_NAME, TileRecord, read_tile_records
 from onnxopt.target.variant import Element
 from onnxopt.validate import validate_attention_schedule, validate_conv_schedule
-
-TILE_RECORDS = "tuning-gpu.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class KernelPlanner:
     @classmethod
     def at(cls, gpu: GpuProfile, objective: Objective, folder: Path | None) -> KernelPlanner:
         """A planner with the records and plans of a cache folder; None where there is none."""
-        records = read_tile_records(folder / TILE_RECORDS) if folder is not None else ()
+        records = read_tile_records(folder / FILE_NAME) if folder is not None else ()
         return cls(gpu, objective, records=records, cache=PlanCache(folder))
 
     def attention(self, site: AttentionSite, top: int = 1) -> tuple[AttentionSchedule, ...]:

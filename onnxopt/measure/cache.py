@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from onnxopt.errors import InputError
 from onnxopt.measure.records import FILE_NAME, LineProblem, read_records
+from onnxopt.plan.plan_cache import FOLDER as PLAN_FOLDER
+from onnxopt.plan.plan_cache import SUFFIX as PLAN_SUFFIX
+from onnxopt.plan.plan_cache import check_entry
+from onnxopt.plan.plan_file import DamagedError
+from onnxopt.target.tile_records import FILE_NAME as TILE_RECORDS
+from onnxopt.target.tile_records import checked_tile_records
 
-_KINDS = {FILE_NAME: "tuning records of the CPU"}
+_KINDS = {FILE_NAME: "tuning records of the CPU", TILE_RECORDS: "measured tile times of a GPU"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,9 @@ def list_cache(folder: Path) -> list[CacheFile]:
 
     Raises InputError where ``folder`` is something else than a folder or cannot be read.
     """
-    return [_describe(path, kind) for path, kind in _files(folder)]
+    found = [_describe(path, kind) for path, kind in _files(folder)]
+    plans = _plans(folder)
+    return [*found, _describe_plans(folder, plans)] if plans else found
 
 
 def verify_cache(folder: Path) -> list[CacheFile]:
@@ -46,7 +55,7 @@ def clear_cache(folder: Path) -> list[Path]:
     Raises InputError where a file cannot be deleted.
     """
     removed = []
-    for path, _ in _files(folder):
+    for path in [*(path for path, _ in _files(folder)), *_plans(folder)]:
         try:
             path.unlink()
         except OSError as error:
@@ -54,6 +63,8 @@ def clear_cache(folder: Path) -> list[Path]:
                 f"cannot delete {path}: {error.strerror or error}; correct the permissions of {folder}"
             ) from error
         removed.append(path)
+    with suppress(OSError):
+        (folder / PLAN_FOLDER).rmdir()
     return removed
 
 
@@ -70,7 +81,30 @@ def _files(folder: Path) -> list[tuple[Path, str]]:
     return [(path, kind) for path, kind in places if path.is_file() or path.is_symlink()]
 
 
+def _plans(folder: Path) -> list[Path]:
+    place = folder / PLAN_FOLDER
+    if place.is_symlink() or not place.is_dir():
+        return []
+    return sorted(path for path in place.iterdir() if path.suffix == PLAN_SUFFIX and not path.is_dir())
+
+
 def _describe(path: Path, kind: str) -> CacheFile:
-    records, problems = read_records(path)
     size = path.stat().st_size if path.exists() else 0
-    return CacheFile(path, kind, size, len(records), tuple(problems))
+    if path.name == FILE_NAME:
+        records, problems = read_records(path)
+        return CacheFile(path, kind, size, len(records), tuple(problems))
+    tiles, damaged = checked_tile_records(path)
+    return CacheFile(path, kind, size, len(tiles), tuple(LineProblem(line, reason) for line, reason in damaged))
+
+
+def _describe_plans(folder: Path, plans: list[Path]) -> CacheFile:
+    """All plans as one entry: they are many, and each has a hash for a name."""
+    problems = []
+    size = 0
+    for path in plans:
+        try:
+            size += path.lstat().st_size
+            check_entry(path)
+        except (InputError, DamagedError, OSError) as error:
+            problems.append(LineProblem(0, f"{path.name}: {error}"))
+    return CacheFile(folder / PLAN_FOLDER, "plans of kernels", size, len(plans) - len(problems), tuple(problems))

@@ -61,7 +61,7 @@ def plan_attention_kernel(
         value = cut.microseconds if objective == "time" else float(cut.pairs)
         free = 0.0 if objective == "time" else min(value, _fewest_pairs(patterns, cost))
         proof = _proof(value, found, free, orders)
-        result.append(_assemble(site, patterns, space, cut, element, needed, bound_us, proof))
+        result.append(_assemble(site, patterns, space, cost, cut, element, needed, bound_us, proof))
     return tuple(result)
 
 
@@ -106,6 +106,7 @@ def _assemble(
     site: AttentionSite,
     patterns: Sequence[_Pattern],
     space: StripSpace,
+    cost: AttentionCost,
     cut: Cut,
     element: Element,
     needed: int,
@@ -135,7 +136,7 @@ def _assemble(
     jobs = np.concatenate(places)[launch_order(np.concatenate(durations), space.slots(cut.setting))].astype(np.int32)
     variants = tuple(space.variants[number] for number in used)
     computed = _computed(parts, variants)
-    doubt, measured = space.cost.uncertainty_of(variants), space.cost.measured
+    doubt, measured = cost.uncertainty_of(variants), cost.measured
     forecast = Forecast(cut.microseconds, min(bound_us, cut.microseconds), doubt, measured)
     was_split = any(len(p.strips) > len(i) for p, i in zip(parts, cut.intervals, strict=True))
     return AttentionSchedule(

@@ -51,7 +51,7 @@ def intervals_of(
     keys, 32.
     """
     owner = lists.row_list[order]
-    cuts = _thinned_cuts(_runs(owner), len(order), most_cuts)
+    cuts = _thinned_cuts(_runs(owner), len(order), most_cuts, longest)
     sizes = union_sizes(owner, codes, longest, cuts[:-1])
     steps = int((np.searchsorted(cuts, cuts + longest, side="right") - 1 - np.arange(len(cuts))).max(initial=1))
     begin = np.arange(len(cuts))[:, None] - 1 - np.arange(steps)[None, :]
@@ -71,15 +71,17 @@ def _runs(owner: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.concatenate([np.ones(min(1, len(owner)), bool), owner[1:] != owner[:-1]]))
 
 
-def _thinned_cuts(starts: np.ndarray, count: int, most: int | None) -> np.ndarray:
-    """Where an order may be cut: where runs begin, and every few rows within them."""
+def _thinned_cuts(starts: np.ndarray, count: int, most: int | None, longest: int) -> np.ndarray:
+    """Where an order may be cut: where runs begin, and every few rows within them, never ``longest`` rows apart."""
     step, apart = _STEP, 1
     cuts = _cuts(starts, count, step)
-    while most is not None and len(cuts) > most and (step < _LONGEST_STEP or apart < _STEP):
-        if step < _LONGEST_STEP:
+    while most is not None and len(cuts) > most:
+        if step < _LONGEST_STEP and 2 * step <= longest:
             step *= 2
-        else:
+        elif apart < _STEP and step + 2 * apart - 1 <= longest:
             apart *= 2
+        else:
+            break
         cuts = _cuts(starts, count, step)
         cuts = np.append(cuts[np.unique(cuts[:-1] // apart, return_index=True)[1]], count)
     return cuts

@@ -2,16 +2,18 @@
 
 The hardware hands blocks out in the order of their numbers, each to the slot that is free first: Graham's list
 scheduling. The order is ours: longest first, or the order of starts in a packing that was made beforehand. The bound is
-by dual feasible functions (Fekete and Schepers, "New classes of fast lower bounds for bin packing problems", 2001): if
-jobs fit into ``slots`` bins of length T, their weights under such a function add up to no more than ``slots``.
+by dual feasible functions: if jobs fit into ``slots`` bins of length T, their weights under such a function add up to
+no more than ``slots`` (Fekete and Schepers, "New classes of fast lower bounds for bin packing problems", 2001; a survey
+is Clautiaux, Alves and Valerio de Carvalho, "A survey of dual-feasible and superadditive functions", 2010).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Weights of durations relative to T: the area, and Fekete and Schepers' functions of these orders.
+# Weights of durations relative to T: the area, Fekete and Schepers' functions, and Burdett and Johnson's.
 DUAL_ORDERS = (0, 1, 2, 3, 5)
+MORE_DUALS = (1.25, 1.5, 1.75, 2.15, 2.3, 2.45, 2.6, 2.75, 2.9, 3.2, 3.4, 3.6, 3.8, 4.0, 4.3, 4.6, 5.5, 6.5)
 # Durations are sums of floats; ratios this close to a whole number count as it.
 _SLACK = 1e-9
 # Longest first is left alone where it is this close to its bound; packings are halved towards theirs so often.
@@ -125,13 +127,21 @@ def _with_equal_jobs(loads: np.ndarray, duration: float, count: int) -> np.ndarr
     return loads
 
 
-def weights(ratio: np.ndarray, order: int) -> np.ndarray:
+def weights(ratio: np.ndarray, order: float) -> np.ndarray:
     """The dual feasible function of an order at ``ratio`` = duration / T, in the limit of T from below.
 
-    Order 0 is the ratio itself. In the limit, because a schedule shorter than T is to be excluded; ratios that exceed
-    1 are infinite.
+    Order 0 is the ratio itself, another whole number Fekete and Schepers' function, and any other number C above 1
+    Burdett and Johnson's, floor(C x) and a share of what is left of C x, over floor(C). In the limit, because a
+    schedule shorter than T is to be excluded; ratios that exceed 1 are infinite.
     """
-    result = ratio if order == 0 else np.floor((order + 1) * ratio + _SLACK) / order
+    if order == 0:
+        result = ratio
+    elif order == int(order):
+        result = np.floor((order + 1) * ratio + _SLACK) / order
+    else:
+        whole, rest = int(order), order - int(order)
+        steps = np.floor(order * ratio)
+        result = (steps + np.maximum(0.0, (order * ratio - steps - rest) / (1 - rest))) / whole
     return np.where(ratio > 1 + _SLACK, np.inf, result)
 
 

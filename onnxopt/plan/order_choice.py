@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from onnxopt.discover.attention_site import KeyLists
-from onnxopt.plan.attention_cost import AttentionCost
 from onnxopt.plan.intervals import intervals_of
 from onnxopt.plan.orders import row_orders, with_remainders_last
 from onnxopt.plan.schedule import Objective
 from onnxopt.plan.strip_search import area_of, pairs_of
-from onnxopt.plan.strip_space import Order, StripSpace
+from onnxopt.plan.strip_space import Order, StripCost, StripSpace
 from onnxopt.plan.strips import CodedLists
 
 # Orders that are kept for each of so many settings.
@@ -29,13 +29,13 @@ def chosen_orders(
     rows: np.ndarray,
     lists: KeyLists,
     codes: CodedLists,
-    tokens: tuple[np.ndarray, np.ndarray],
-    cost: AttentionCost,
+    tokens: tuple[np.ndarray, np.ndarray] | tuple[None, None],
+    cost: StripCost[Any],
     objective: Objective,
     heads: int,
     biased: bool,
 ) -> tuple[Order, ...]:
-    """The orders of ``rows`` that a search should cover, best first; ``tokens`` are those of rows and of keys."""
+    """The orders of ``rows`` that a search should cover, best first; ``tokens`` are those of rows and keys, if any."""
     most_cuts = _MOST_CUTS if objective == "time" else None
 
     def numbered(name: str, order: np.ndarray) -> Order:
@@ -50,7 +50,7 @@ def chosen_orders(
 
 
 def _with_remainders(
-    orders: list[Order], lists: KeyLists, cost: AttentionCost, numbered: Callable[[str, np.ndarray], Order]
+    orders: list[Order], lists: KeyLists, cost: StripCost[Any], numbered: Callable[[str, np.ndarray], Order]
 ) -> list[Order]:
     """The same orders with the remainders of equal rows at the end, for every granule of rows that variants have."""
     result: dict[bytes, Order] = {}
@@ -62,7 +62,7 @@ def _with_remainders(
     return list(result.values())
 
 
-def _ranked(orders: list[Order], cost: AttentionCost, objective: Objective) -> list[Order]:
+def _ranked(orders: list[Order], cost: StripCost[Any], objective: Objective) -> list[Order]:
     """The orders that are among the best under one of the settings in which the best of them does best."""
     space = StripSpace([orders], cost, objective, 0.0)
     settings = [s for s in space.settings() if not s.split_keys and (objective == "time" or s.resident == 1)]

@@ -85,7 +85,8 @@ def _add_grid(
             # The lists themselves along the curve, each where its first row is.
             first = np.full(len(lists.offsets) - 1, np.iinfo(np.int64).max)
             np.minimum.at(first, owner, place)
-            _add(orders, f"{name} of equal keys", rows, first[owner])
+            # Tokens in front of the image share a place; the lists that meet there still follow one another.
+            _add(orders, f"{name} of equal keys", rows, np.argsort(np.argsort(first, kind="stable"))[owner])
 
 
 def _add(orders: dict[str, np.ndarray], name: str, rows: np.ndarray, key: np.ndarray) -> None:

@@ -70,6 +70,11 @@ class PlanCache:
             return None
 
 
+def check_entry(path: Path) -> None:
+    """Read one entry; raises InputError or DamagedError where it cannot be used."""
+    from_bytes(read_file(path, MAX_ENTRY_BYTES))
+
+
 def content_key(kind: Kind, gpu: GpuProfile, records: Iterable[TileRecord], facts: Iterable[Any]) -> str:
     """The name of an entry: a hash of the planner, the GPU, its records and the ``facts`` of a site."""
     digest = hashlib.sha256(planner_digest().encode())

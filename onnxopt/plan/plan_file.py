@@ -51,8 +51,8 @@ def to_bytes(schedules: tuple[AttentionSchedule, ...] | tuple[ConvSchedule, ...]
     return _MAGIC + hashlib.sha256(body).digest() + body
 
 
-def from_bytes(data: bytes, kind: Kind) -> tuple[Schedule, ...]:
-    """What :func:`to_bytes` wrote; raises :class:`DamagedError` for anything else."""
+def from_bytes(data: bytes, kind: Kind | None = None) -> tuple[Schedule, ...]:
+    """What :func:`to_bytes` wrote, of ``kind`` if that is given; raises :class:`DamagedError` for anything else."""
     start = len(_MAGIC) + 32
     if not data.startswith(_MAGIC) or len(data) < start + 8:
         raise DamagedError("no schedule of this version")
@@ -62,10 +62,10 @@ def from_bytes(data: bytes, kind: Kind) -> tuple[Schedule, ...]:
     try:
         length = int.from_bytes(body[:8], "little")
         header = json.loads(bytes(body[8 : 8 + length]))
-        if header["kind"] != kind:
+        if header["kind"] not in ("attention", "conv") or kind not in (None, header["kind"]):
             raise DamagedError(f"holds a schedule of kind {header['kind']!r}")
         arrays = _arrays(header["arrays"], body[8 + length :])
-        read = _attention if kind == "attention" else _conv
+        read = _attention if header["kind"] == "attention" else _conv
         return tuple(read(entry, arrays, f"{number}/") for number, entry in enumerate(header["schedules"]))
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise DamagedError(str(error)) from error

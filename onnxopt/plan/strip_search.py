@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxopt.plan.makespan import DUAL_ORDERS, weights
+from onnxopt.plan.makespan import DUAL_ORDERS, MORE_DUALS, weights
 from onnxopt.plan.strip_space import Column, Cut, Order, Setting, Shortest, StripSpace
 
 _ROUNDS = 10
-_MOVES = 5
+_MOVES = 8
 _FITTING = (1, 2, 3, 4, 6)
 _SPLICES = (-0.16, -0.08, 0.0, 0.08, 0.16)
+_DUALS = DUAL_ORDERS + MORE_DUALS
 Steps = Sequence[tuple[int, np.ndarray]]
 # A gap that is not worth another round.
 _CLOSE = 0.002
@@ -104,10 +105,11 @@ def _played(space: StripSpace, setting: Setting, time: float) -> tuple[bool, lis
     mixtures and cuts play a game: the mixture that is worst for all cuts so far, then the lightest cut under it.
     """
     slots = space.slots(setting)
-    mixtures = np.eye(len(DUAL_ORDERS))
+    mixtures = np.eye(len(DUAL_ORDERS), len(_DUALS))
     duals = [_mixed(space, setting, time, mixture) for mixture in mixtures]
     # Not proofs but good cuts: strips that fit k times into the makespan, with the least sum, and the fewest of them.
     rounds = [_in_rounds(space, setting, time, k, fewest) for k in _FITTING for fewest in (False, True)]
+    rounds.append(_alone(space, setting, time))
     found = space.shortest(duals + rounds)
     if (found.totals[: len(duals)] > slots * (1 + _SLACK)).any():
         return True, []
@@ -191,11 +193,11 @@ def _worst_mixture(table: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
 
 def _weights_of(space: StripSpace, setting: Setting, time: float, steps: Steps) -> np.ndarray:
     """The weight of a cut under every dual feasible function."""
-    total = np.zeros(len(DUAL_ORDERS))
+    total = np.zeros(len(_DUALS))
     for order, shapes in space.shapes_of(steps):
         prices = space.prices(order, setting)
         ratio = prices.microseconds[shapes] / time
-        total += [order.heads * float(prices.pieces[shapes] @ weights(ratio, dual)) for dual in DUAL_ORDERS]
+        total += [order.heads * float(prices.pieces[shapes] @ weights(ratio, dual)) for dual in _DUALS]
     return total
 
 
@@ -227,7 +229,7 @@ def _mixed(space: StripSpace, setting: Setting, time: float, mixture: np.ndarray
         fits = np.isfinite(weights(ratio, 0))
         total = np.full(len(ratio), np.inf)
         total[fits] = sum(
-            share * weights(ratio[fits], dual) for share, dual in zip(mixture, DUAL_ORDERS, strict=True) if share
+            share * weights(ratio[fits], dual) for share, dual in zip(mixture, _DUALS, strict=True) if share
         )
         return np.asarray(total * prices.pieces)
 
@@ -241,6 +243,17 @@ def _in_rounds(space: StripSpace, setting: Setting, time: float, rounds: int, fe
         prices = space.prices(order, setting)
         value = prices.pieces * (1.0 + _SLACK * prices.microseconds if fewest else prices.microseconds)
         return np.where(prices.microseconds * rounds <= time, value, np.inf)
+
+    return column
+
+
+def _alone(space: StripSpace, setting: Setting, time: float) -> Column:
+    """The share of a slot that a strip takes if only strips like it share the slot."""
+
+    def column(order: Order) -> np.ndarray:
+        prices = space.prices(order, setting)
+        with np.errstate(divide="ignore"):
+            return np.asarray(prices.pieces / np.floor(time / prices.microseconds * (1 + _SLACK)))
 
     return column
 

@@ -1,22 +1,23 @@
 """The space that an attention launch is searched in: orders, their intervals, variants, and what a launch may mix.
 
-One launch has one footprint: all its blocks have the same threads, and a variant may take part where its own occupancy
-is at least the number of blocks that are to share a multiprocessor. So for each *setting* (threads, resident blocks,
-length from which key lists are split) every allowed variant may be mixed freely, each interval takes its best one, and
-the least sum over an order is a shortest path.
+One launch has one footprint: all its blocks have the same threads and path, and a variant may take part where its own
+occupancy is at least the number of blocks that are to share a multiprocessor. So for each *setting* (threads, path,
+resident blocks, length from which key lists are split) every allowed variant may be mixed freely, each interval takes
+its best one, and the least sum over an order is a shortest path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from onnxopt.plan.attention_cost import AttentionCost
 from onnxopt.plan.intervals import Intervals, cheapest_cuts, chosen
 from onnxopt.plan.makespan import makespan
 from onnxopt.plan.schedule import Objective
+from onnxopt.target import GpuProfile
 
 # Numbers held at once by one pass over an order.
 _PASS_CELLS = 1 << 22
@@ -24,6 +25,51 @@ _PASS_CELLS = 1 << 22
 _TIE = 1e-9
 # Keys from which a list may be split among several blocks.
 _SPLITS = (4096, 2048, 1024, 512)
+
+
+class Shape(Protocol):
+    """A variant as the search sees it: variants of one path may share a launch."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def row_granule(self) -> int: ...
+
+    @property
+    def key_granule(self) -> int: ...
+
+    @property
+    def blocks(self) -> int: ...
+
+
+AnyShape = TypeVar("AnyShape", bound=Shape)
+
+
+class StripCost(Protocol[AnyShape]):
+    """What a kernel's cost model tells the search; see ``AttentionCost``."""
+
+    @property
+    def gpu(self) -> GpuProfile: ...
+
+    @property
+    def launch_us(self) -> float: ...
+
+    def variants(self) -> tuple[AnyShape, ...]: ...
+
+    def occupancy(self, variants: Sequence[AnyShape]) -> int: ...
+
+    def strip_us(
+        self, variant: AnyShape, rows: np.ndarray, keys: np.ndarray, resident: int, masked: bool
+    ) -> np.ndarray: ...
+
+    def merge_us(self, rows: int, pieces: int) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -72,16 +118,17 @@ class Order:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What all blocks of a launch share; ``split_keys`` 0 splits no key list."""
+    """What all blocks of a launch share; ``split_keys`` 0 splits no key list, an empty ``path`` stands for any."""
 
     threads: int
     resident: int
     split_keys: int
+    path: str = ""
 
 
 @dataclass(frozen=True)
 class Prices:
-    """For each shape of an order under a setting: time of one piece, how many pieces, their pairs, and the variant."""
+    """For each shape of an order under a setting: time of a block, how many blocks, their pairs, and the variant."""
 
     microseconds: np.ndarray
     pieces: np.ndarray
@@ -131,12 +178,13 @@ class StripSpace:
     """All ways to compute ``patterns`` (for each its orders) with the variants of a cost model."""
 
     def __init__(
-        self, patterns: Sequence[Sequence[Order]], cost: AttentionCost, objective: Objective, floor_us: float
+        self, patterns: Sequence[Sequence[Order]], cost: StripCost[Any], objective: Objective, floor_us: float
     ) -> None:
         self.patterns = patterns
         self.cost = cost
         self.objective = objective
         self.variants = cost.variants()
+        self._alone = [cost.occupancy([variant]) for variant in self.variants]
         # Whatever the strips, the launch and the bytes of the device's memory take this long.
         self.floor_us = floor_us
         self._passes = [0]
@@ -149,22 +197,26 @@ class StripSpace:
 
     def settings(self) -> list[Setting]:
         """Every setting in which some variant can run; lists are split where that may shorten the longest strip."""
-        longest = max(int(orders[0].intervals.keys[:, 0].max(initial=0)) for orders in self.patterns)
+        longest = max((int(orders[0].intervals.keys[:, 0].max(initial=0)) for orders in self.patterns), default=0)
         splits = [0]
         if self.objective == "time":
             splits += [keys for keys in _SPLITS if longest >= 2 * keys]
         result = []
-        for threads in sorted({v.threads for v in self.variants}):
-            most = max(self.cost.occupancy([v]) for v in self.variants if v.threads == threads)
-            result += [Setting(threads, r, s) for r in _residents(most) for s in splits]
+        for threads, path in sorted({(v.threads, v.path) for v in self.variants}):
+            most = max(
+                blocks
+                for v, blocks in zip(self.variants, self._alone, strict=True)
+                if (v.threads, v.path) == (threads, path)
+            )
+            result += [Setting(threads, r, s, path) for r in _residents(most) for s in splits]
         return result
 
     def allowed(self, setting: Setting) -> list[int]:
         """The variants that a launch may contain."""
         return [
             number
-            for number, variant in enumerate(self.variants)
-            if variant.threads == setting.threads and self.cost.occupancy([variant]) >= setting.resident
+            for number, (variant, blocks) in enumerate(zip(self.variants, self._alone, strict=True))
+            if blocks >= setting.resident and variant.threads == setting.threads and setting.path in ("", variant.path)
         ]
 
     def slots(self, setting: Setting) -> int:
@@ -198,16 +250,18 @@ class StripSpace:
 
     def _prices(self, order: Order, setting: Setting) -> Prices:
         count = len(order.rows)
-        pieces = np.ones(count, np.int64)
+        split = np.ones(count, np.int64)
         if setting.split_keys:
-            pieces = np.maximum(1, -(-order.keys // setting.split_keys))
-        keys = -(-order.keys // pieces)
+            split = np.maximum(1, -(-order.keys // setting.split_keys))
+        keys = -(-order.keys // split)
+        pieces = split.copy()
         best, times = np.full(count, np.inf), np.full(count, np.inf)
         pairs, variant = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        groups = [(masked, np.flatnonzero((order.rows > 0) & (order.masked == masked))) for masked in (False, True)]
         for number in self.allowed(setting):
             shape = self.variants[number]
-            for masked in (False, True):
-                fits = np.flatnonzero((order.rows > 0) & (order.rows <= shape.rows) & (order.masked == masked))
+            for masked, members in groups:
+                fits = members[order.rows[members] <= shape.rows]
                 if not len(fits):
                     continue
                 us = self.cost.strip_us(shape, order.rows[fits], keys[fits], setting.resident, masked)
@@ -216,7 +270,8 @@ class StripSpace:
                 better = value < best[fits]
                 chosen_shapes = fits[better]
                 best[chosen_shapes], times[chosen_shapes] = value[better], us[better]
-                pairs[chosen_shapes], variant[chosen_shapes] = area[better] * pieces[chosen_shapes], number
+                pairs[chosen_shapes], variant[chosen_shapes] = area[better] * split[chosen_shapes], number
+                pieces[chosen_shapes] = split[chosen_shapes] * shape.blocks
         return Prices(times, pieces, pairs, variant)
 
     def shortest(self, columns: Sequence[Column]) -> Shortest:
@@ -260,8 +315,9 @@ class StripSpace:
             durations.append(prices.microseconds[shapes])
             counts.append(prices.pieces[shapes] * order.heads)
             pairs += int(prices.pairs[shapes].sum()) * order.heads
-            split_rows += int(order.rows[shapes][prices.pieces[shapes] > 1].sum()) * order.heads
-            most = max(most, int(prices.pieces[shapes].max(initial=1)))
+            if setting.split_keys:
+                split_rows += int(order.rows[shapes][prices.pieces[shapes] > 1].sum()) * order.heads
+                most = max(most, int(prices.pieces[shapes].max(initial=1)))
             picked_orders.append(order)
             intervals.append(tuple(picked))
         total = self.cost.launch_us

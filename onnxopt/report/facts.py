@@ -102,7 +102,8 @@ def show_cache(console: Console, folder: Path, files: Sequence[CacheFile]) -> No
     console.print(table)
     for file in files:
         for problem in file.problems:
-            console.print(bullet(f"{file.path.name}, line {problem.line}: {problem.reason}"))
+            place = f"{file.path.name}, line {problem.line}" if problem.line else file.path.name
+            console.print(bullet(f"{place}: {problem.reason}"))
 
 
 def _engine(info: EngineInfo) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from onnxopt.model.files import atomic_write, read_file
 from onnxopt.target.architecture import ARCHITECTURES
 from onnxopt.target.variant import Element, Resources
 
+FILE_NAME = "tuning-gpu.jsonl"
 SCHEMA = "onnxopt.tile-record/1"
 MAX_FILE_BYTES = 64 << 20
 MAX_LINE_BYTES = 2048
@@ -75,25 +76,30 @@ def read_tile_records(path: Path) -> tuple[TileRecord, ...]:
     """
     if not path.exists():
         return ()
+    records, problems = checked_tile_records(path)
+    for line, reason in problems[:_SHOWN_WARNINGS]:
+        _log.warning("%s, line %d is left out: %s", path, line, reason)
+    if len(problems) > _SHOWN_WARNINGS:
+        _log.warning("%s: %d more lines are left out", path, len(problems) - _SHOWN_WARNINGS)
+    return records
+
+
+def checked_tile_records(path: Path) -> tuple[tuple[TileRecord, ...], list[tuple[int, str]]]:
+    """The usable records of a file, and each line that is not (0: the file as a whole) with the reason."""
     try:
         content = read_file(path, MAX_FILE_BYTES)
     except InputError as error:
-        _log.warning("the measured tile times are not used: %s", error)
-        return ()
+        return (), [(0, f"the measured tile times are not used: {error}")]
     records: list[TileRecord] = []
-    damaged = 0
+    problems = []
     for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             records.append(parse_tile_record(line))
         except ValueError as error:
-            damaged += 1
-            if damaged <= _SHOWN_WARNINGS:
-                _log.warning("%s, line %d is left out: %s", path, number, error)
-    if damaged > _SHOWN_WARNINGS:
-        _log.warning("%s: %d more lines are left out", path, damaged - _SHOWN_WARNINGS)
-    return tuple(records)
+            problems.append((number, str(error)))
+    return tuple(records), problems
 
 
 def write_tile_records(path: Path, records: Iterable[TileRecord]) -> None:

@@ -41,6 +41,11 @@ class AttentionVariant:
         """Threads of a block; wgmma adds a producer warpgroup to its consumers."""
         return 32 * self.warps + (128 if self.path == "wgmma" else 0)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks that a strip takes, if its keys are not split."""
+        return 1
+
     def describe(self) -> str:
         """The shape in a word, unique among variants: ``mma 64x64 w4 s2``."""
         return f"{self.path} {self.rows}x{self.keys} w{self.warps} s{self.stages}{' swapped' if self.swapped else ''}"
