@@ -12,7 +12,7 @@ from onnxopt.errors import InputError
 from onnxopt.plan.attention import filled_rows
 from onnxopt.plan.attention_cost import AttentionCost
 from onnxopt.plan.free_bound import fewest_pairs
-from onnxopt.plan.intervals import rows_of
+from onnxopt.plan.intervals import LONGEST, rows_of
 from onnxopt.plan.makespan import launch_order
 from onnxopt.plan.order_choice import chosen_orders
 from onnxopt.plan.schedule import AttentionSchedule, Forecast, Objective, PatternSchedule, Proof
@@ -96,8 +96,9 @@ def _proof(value: float, found: Found, free: float, orders: Sequence[Sequence[Or
         "shortest path",
         "optimal" if value <= bound * (1 + 1e-9) else "feasible",
         found.passes,
-        f"every cut of {sum(map(len, orders))} orders into strips, with every mixture of variants of equal threads at "
-        "every number of resident blocks; makespans by dual feasible functions",
+        f"every cut of {sum(map(len, orders))} orders into strips of up to {LONGEST} rows, rows with equal keys in "
+        "eights, with every mixture of variants of equal threads and path, and the numbers of resident blocks tried; "
+        "makespans by dual feasible functions",
         free,
     )
 

@@ -17,7 +17,7 @@ from onnxopt.discover.conv_site import BoolArray, ConvSite
 from onnxopt.errors import InputError
 from onnxopt.plan.conv_strips import ConvShape, ConvStrips, output_lists
 from onnxopt.plan.group_conv_cost import GroupConvCost
-from onnxopt.plan.intervals import intervals_of, rows_of
+from onnxopt.plan.intervals import LONGEST, intervals_of, rows_of
 from onnxopt.plan.makespan import launch_order, makespan
 from onnxopt.plan.order_choice import chosen_orders
 from onnxopt.plan.partition import Part, Partition, partition
@@ -135,8 +135,9 @@ def _by_time(task: _Task, top: int) -> list[tuple[_Candidate, Proof]]:
             "shortest path",
             "optimal" if cut.microseconds <= found.bound * (1 + 1e-9) else "feasible",
             found.passes,
-            f"every cut of {len(orders)} orders into parts, with every mixture of variants of equal threads and tiles "
-            "of positions at every number of resident blocks; makespans by dual feasible functions",
+            f"every cut of {len(orders)} orders into parts of up to {LONGEST} outputs, outputs with equal inputs in "
+            "eights, with every mixture of variants of equal threads and tiles of positions, and the numbers of "
+            "resident blocks tried; makespans by dual feasible functions",
         )
         result.append((candidate, proof))
     return result

@@ -16,7 +16,7 @@ from onnxopt.plan.strips import CodedLists
 
 # Rows of one interval at most: the tallest strip of any kernel.
 LONGEST = 128
-# Within a run of rows with equal keys, cuts at other places than multiples of this would only add padding.
+# Within a run of rows with equal keys an order may be cut every so many rows, with very many of them less often.
 _STEP = 8
 _LONGEST_STEP = 32
 

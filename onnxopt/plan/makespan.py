@@ -13,7 +13,7 @@ import numpy as np
 
 # Weights of durations relative to T: the area, Fekete and Schepers' functions, and Burdett and Johnson's.
 DUAL_ORDERS = (0, 1, 2, 3, 5)
-MORE_DUALS = (1.25, 1.5, 1.75, 2.15, 2.3, 2.45, 2.6, 2.75, 2.9, 3.2, 3.4, 3.6, 3.8, 4.0, 4.3, 4.6, 5.5, 6.5)
+MORE_DUALS = (4.0, *(n / 10 for n in range(11, 80) if n % 10))
 # Durations are sums of floats; ratios this close to a whole number count as it.
 _SLACK = 1e-9
 # Longest first is left alone where it is this close to its bound; packings are halved towards theirs so often.

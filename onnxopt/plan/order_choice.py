@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.discover.attention_site import KeyLists
-from onnxopt.plan.intervals import intervals_of
+from onnxopt.plan.intervals import LONGEST, intervals_of
 from onnxopt.plan.orders import row_orders, with_remainders_last
 from onnxopt.plan.schedule import Objective
 from onnxopt.plan.strip_search import area_of, pairs_of
@@ -36,10 +36,11 @@ def chosen_orders(
     biased: bool,
 ) -> tuple[Order, ...]:
     """The orders of ``rows`` that a search should cover, best first; ``tokens`` are those of rows and keys, if any."""
+    longest = min(LONGEST, max(variant.rows for variant in cost.variants()))
     most_cuts = _MOST_CUTS if objective == "time" else None
 
     def numbered(name: str, order: np.ndarray) -> Order:
-        return Order.of(name, heads, intervals_of(order, lists, codes, most_cuts=most_cuts), biased)
+        return Order.of(name, heads, intervals_of(order, lists, codes, longest, most_cuts), biased)
 
     known = [numbered(name, order) for name, order in row_orders(rows, lists, codes, *tokens).items()]
     known = _ranked(known, cost, objective)

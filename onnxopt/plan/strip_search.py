@@ -42,6 +42,8 @@ def fewest_pairs_of(space: StripSpace) -> Found:
     found = space.shortest([pairs_of(space, setting) for setting in alone])
     cuts = []
     for column, first in enumerate(alone):
+        if not _finite(found.totals[column]):
+            continue
         steps = found.steps(column)
         fewest = space.launched(first, steps)
         same = [fewest]
@@ -197,7 +199,7 @@ def _weights_of(space: StripSpace, setting: Setting, time: float, steps: Steps) 
     for order, shapes in space.shapes_of(steps):
         prices = space.prices(order, setting)
         ratio = prices.microseconds[shapes] / time
-        total += [order.heads * float(prices.pieces[shapes] @ weights(ratio, dual)) for dual in _DUALS]
+        total += [order.heads * float(prices.blocks[shapes] @ weights(ratio, dual)) for dual in _DUALS]
     return total
 
 
@@ -206,7 +208,7 @@ def area_of(space: StripSpace, setting: Setting) -> Column:
 
     def column(order: Order) -> np.ndarray:
         prices = space.prices(order, setting)
-        return np.asarray(prices.microseconds * prices.pieces)
+        return np.asarray(prices.microseconds * prices.blocks)
 
     return column
 
@@ -231,7 +233,7 @@ def _mixed(space: StripSpace, setting: Setting, time: float, mixture: np.ndarray
         total[fits] = sum(
             share * weights(ratio[fits], dual) for share, dual in zip(mixture, _DUALS, strict=True) if share
         )
-        return np.asarray(total * prices.pieces)
+        return np.asarray(total * prices.blocks)
 
     return column
 
@@ -241,7 +243,7 @@ def _in_rounds(space: StripSpace, setting: Setting, time: float, rounds: int, fe
 
     def column(order: Order) -> np.ndarray:
         prices = space.prices(order, setting)
-        value = prices.pieces * (1.0 + _SLACK * prices.microseconds if fewest else prices.microseconds)
+        value = prices.blocks * (1.0 + _SLACK * prices.microseconds if fewest else prices.microseconds)
         return np.where(prices.microseconds * rounds <= time, value, np.inf)
 
     return column
@@ -253,7 +255,7 @@ def _alone(space: StripSpace, setting: Setting, time: float) -> Column:
     def column(order: Order) -> np.ndarray:
         prices = space.prices(order, setting)
         with np.errstate(divide="ignore"):
-            return np.asarray(prices.pieces / np.floor(time / prices.microseconds * (1 + _SLACK)))
+            return np.asarray(prices.blocks / np.floor(time / prices.microseconds * (1 + _SLACK)))
 
     return column
 

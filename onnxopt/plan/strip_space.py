@@ -105,6 +105,11 @@ class Order:
             known % 2 == 1,
         )
 
+    def shapes_at(self, intervals: Sequence[tuple[int, int]]) -> np.ndarray:
+        """The shapes of intervals (end, step)."""
+        ends, steps = np.array(intervals, np.int64).reshape(-1, 2).T
+        return np.asarray(self.shape[ends, steps])
+
     def cut(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Least totals of ``values`` (shapes x columns) over all ways to cut, and the steps taken (cuts x columns)."""
         per_pass = max(1, _PASS_CELLS // max(1, self.shape.size))
@@ -128,10 +133,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Prices:
-    """For each shape of an order under a setting: time of a block, how many blocks, their pairs, and the variant."""
+    """For each shape of an order under a setting: time of a block, pieces of its keys, blocks, pairs and variant."""
 
     microseconds: np.ndarray
     pieces: np.ndarray
+    blocks: np.ndarray
     pairs: np.ndarray
     variant: np.ndarray
 
@@ -234,11 +240,10 @@ class StripSpace:
         """Rows over all heads whose own lists are longer than that, and into how many pieces the longest one goes."""
         rows, longest = 0, 0
         for orders in self.patterns:
-            # Between two neighbouring cuts lies what no strip can be shorter than.
-            atoms = orders[0].intervals
-            long = atoms.keys[:, 0] > split_keys
-            rows += orders[0].heads * int(atoms.rows[long, 0].sum())
-            longest = max(longest, int(atoms.keys[:, 0].max(initial=0)))
+            # Between two neighbouring cuts of an order lies what none of its strips can be shorter than.
+            atoms = [(order.intervals.rows[:, 0], order.intervals.keys[:, 0]) for order in orders]
+            rows += orders[0].heads * min(int(own[keys > split_keys].sum()) for own, keys in atoms)
+            longest = max(longest, min(int(keys.max(initial=0)) for _, keys in atoms))
         return rows, -(-longest // split_keys)
 
     def prices(self, order: Order, setting: Setting) -> Prices:
@@ -250,11 +255,11 @@ class StripSpace:
 
     def _prices(self, order: Order, setting: Setting) -> Prices:
         count = len(order.rows)
-        split = np.ones(count, np.int64)
+        pieces = np.ones(count, np.int64)
         if setting.split_keys:
-            split = np.maximum(1, -(-order.keys // setting.split_keys))
-        keys = -(-order.keys // split)
-        pieces = split.copy()
+            pieces = np.maximum(1, -(-order.keys // setting.split_keys))
+        keys = -(-order.keys // pieces)
+        blocks = pieces.copy()
         best, times = np.full(count, np.inf), np.full(count, np.inf)
         pairs, variant = np.zeros(count, np.int64), np.zeros(count, np.int64)
         groups = [(masked, np.flatnonzero((order.rows > 0) & (order.masked == masked))) for masked in (False, True)]
@@ -270,9 +275,9 @@ class StripSpace:
                 better = value < best[fits]
                 chosen_shapes = fits[better]
                 best[chosen_shapes], times[chosen_shapes] = value[better], us[better]
-                pairs[chosen_shapes], variant[chosen_shapes] = area[better] * split[chosen_shapes], number
-                pieces[chosen_shapes] = split[chosen_shapes] * shape.blocks
-        return Prices(times, pieces, pairs, variant)
+                pairs[chosen_shapes], variant[chosen_shapes] = area[better] * pieces[chosen_shapes], number
+                blocks[chosen_shapes] = pieces[chosen_shapes] * shape.blocks
+        return Prices(times, pieces, blocks, pairs, variant)
 
     def shortest(self, columns: Sequence[Column]) -> Shortest:
         """The least totals of several values at once, each pattern in its best order, every strip once a head."""
@@ -301,30 +306,29 @@ class StripSpace:
         """Each pattern's order with the shapes of the strips that the steps lead to."""
         for own, (number, taken) in zip(self.patterns, steps, strict=True):
             order = own[number]
-            yield order, np.array([order.shape[place] for place in chosen(order.intervals, taken)], np.int64)
+            yield order, order.shapes_at(chosen(order.intervals, taken))
 
     def launched(self, setting: Setting, steps: Sequence[tuple[int, np.ndarray]]) -> Cut:
         """Simulate the launch of one way to cut every pattern."""
         durations, counts, split_rows, most, pairs = [], [], 0, 1, 0
-        picked_orders, intervals = [], []
+        orders, intervals = [], []
         for own, (number, taken) in zip(self.patterns, steps, strict=True):
             order = own[number]
             picked = chosen(order.intervals, taken)
-            shapes = np.array([order.shape[end, step] for end, step in picked], np.int64)
+            shapes = order.shapes_at(picked)
             prices = self.prices(order, setting)
             durations.append(prices.microseconds[shapes])
-            counts.append(prices.pieces[shapes] * order.heads)
+            counts.append(prices.blocks[shapes] * order.heads)
             pairs += int(prices.pairs[shapes].sum()) * order.heads
-            if setting.split_keys:
-                split_rows += int(order.rows[shapes][prices.pieces[shapes] > 1].sum()) * order.heads
-                most = max(most, int(prices.pieces[shapes].max(initial=1)))
-            picked_orders.append(order)
+            split_rows += int(order.rows[shapes][prices.pieces[shapes] > 1].sum()) * order.heads
+            most = max(most, int(prices.pieces[shapes].max(initial=1)))
+            orders.append(order)
             intervals.append(tuple(picked))
         total = self.cost.launch_us
         total += makespan(*_together(np.concatenate(durations), np.concatenate(counts)), self.slots(setting))
         if split_rows:
             total += self.cost.merge_us(split_rows, most)
-        return Cut(setting, tuple(picked_orders), tuple(intervals), max(self.floor_us, total), pairs)
+        return Cut(setting, tuple(orders), tuple(intervals), max(self.floor_us, total), pairs)
 
 
 def padded(value: np.ndarray, granule: int) -> np.ndarray:
