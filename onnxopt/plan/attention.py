@@ -16,6 +16,10 @@ from onnxopt.plan.schedule import Objective
 from onnxopt.plan.strips import CodedLists, Strip, coded, cut_at_lists, cut_evenly, make_strip
 
 _STRIP_ROWS = (16, 32, 64, 128, 256)
+# Orders that are searched besides those that are always, and places where an order may be cut freely.
+_KEPT_ORDERS = 2
+_ALWAYS = ("as is", "equal keys")
+_MOST_CUTS = 1024
 # Cuts at key lists can leave strips of a row or two; beyond this many they are not worth batching.
 _MAX_STRIPS_PER_16_ROWS = 4
 
@@ -94,8 +98,7 @@ def _best_part(
     biased = any(site.head_bias[h] >= 0 for h in heads)
     best: tuple[float, str, list[np.ndarray], tuple[Bucket, ...], CostOfBatch] | None = None
     compared = 0
-    orders = row_orders(filled_rows(site), lists, codes, site.query_tokens, site.key_tokens)
-    for name, order in orders.items():
+    for name, order in _promising_orders(site, lists, codes, len(heads), rates, objective).items():
         sizes = union_sizes(lists.row_list[order], codes, _STRIP_ROWS[-1])
         for cut in _cuts(site, len(heads), order, lists, codes, rates, objective):
             compared += 1
@@ -110,6 +113,26 @@ def _best_part(
     return HeadPlan(heads, number, name, strips, buckets, _total(buckets, time)), compared
 
 
+def _promising_orders(
+    site: AttentionSite,
+    lists: KeyLists,
+    codes: CodedLists,
+    heads: int,
+    rates: CpuRates | GpuRates,
+    objective: Objective,
+) -> dict[str, np.ndarray]:
+    """The rows as they are, with equal keys together, and in the orders whose strips cost least if cut freely."""
+    orders = row_orders(filled_rows(site), lists, codes, site.query_tokens, site.key_tokens)
+    totals = {}
+    for name, order in orders.items():
+        intervals = intervals_of(order, lists, codes, most_cuts=_MOST_CUTS)
+        cost = _interval_cost(site, heads, intervals, rates, objective)
+        cost[intervals.rows == 0] = np.inf
+        totals[name] = float(cheapest_cuts(intervals, cost[:, :, None])[0][0])
+    best = sorted(orders, key=lambda name: totals[name])[:_KEPT_ORDERS]
+    return {name: order for name, order in orders.items() if name in (*_ALWAYS, *best)}
+
+
 def _cuts(
     site: AttentionSite,
     heads: int,
@@ -121,13 +144,15 @@ def _cuts(
 ) -> list[list[np.ndarray]]:
     """The ways to cut an order that are tried: evenly, where key lists change, and with the least sum of costs."""
     cuts = []
-    intervals = intervals_of(order, lists, codes)
-    for size in _STRIP_ROWS:
+    intervals = intervals_of(order, lists, codes, most_cuts=_MOST_CUTS)
+    cost = _interval_cost(site, heads, intervals, rates, objective)
+    cost[intervals.rows == 0] = np.inf
+    columns = [np.where(intervals.rows > size, np.inf, cost) for size in _STRIP_ROWS]
+    totals, taken = cheapest_cuts(intervals, np.stack(columns, axis=2))
+    for column, size in enumerate(_STRIP_ROWS):
         cuts += [cut_evenly(order, size), cut_at_lists(order, lists.row_list, size)]
-        cost = _interval_cost(site, heads, intervals, rates, objective)
-        cost[(intervals.rows > size) | (intervals.rows == 0)] = np.inf
-        _, taken = cheapest_cuts(intervals, cost[:, :, None])
-        cuts.append([rows_of(intervals, end, step) for end, step in chosen(intervals, taken[:, 0])])
+        if np.isfinite(totals[column]):
+            cuts.append([rows_of(intervals, end, step) for end, step in chosen(intervals, taken[:, column])])
     known: dict[tuple[int, ...], list[np.ndarray]] = {}
     for cut in cuts:
         if len(cut) <= _MAX_STRIPS_PER_16_ROWS * max(1, len(order) // 16):
