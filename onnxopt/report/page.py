@@ -21,7 +21,7 @@ from onnxopt.report.markup import (
     text,
 )
 from onnxopt.report.plan_document import PlanDocument, PlanSite, Refused
-from onnxopt.report.section import section
+from onnxopt.report.section import for_kernel, section
 from onnxopt.report.style import STYLE
 
 # Even a name that got past the escaping could load and run nothing.
@@ -131,6 +131,11 @@ def _summary(groups: Sequence[SiteGroup]) -> str:
         "over needed. Bound: what the needed work takes at peak rates. Gap: how far the plan may be from the best one "
         "that the planner can express."
     )
+    if any(for_kernel(site) for group in groups for site in group.sites):
+        note += (
+            " The figures are those of a schedule for a kernel of its own; decision and gain are about the form that "
+            "was written."
+        )
     return f'<section><h2>Schedules</h2>\n{table(_SUMMARY, rows)}<p class="what">{note}</p></section>\n'
 
 

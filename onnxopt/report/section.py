@@ -89,7 +89,8 @@ def _sentence(reason: str) -> str:
 
 def _pictures(site: PlanSite, pictures: Sequence[Picture]) -> str:
     """The pictures of each pattern two by two, and the figures of the plan beside the last one of the first."""
-    figures = f"<div><h3>The schedule</h3>{facts(_plan_facts(site))}</div>\n"
+    heading = "The schedule for a kernel of its own" if for_kernel(site) else "The schedule"
+    figures = f"<div><h3>{heading}</h3>{facts(_plan_facts(site))}</div>\n"
     if not pictures:
         return f'<p class="what">There are no pictures of this site.</p><div class="pictures">{figures}</div>\n'
     patterns = [(name, list(members)) for name, members in groupby(pictures, key=lambda picture: picture.pattern)]
@@ -116,10 +117,16 @@ def _plan_facts(site: PlanSite) -> list[tuple[str, str]]:
         ("predicted time", microseconds(site.number("predicted_us"))),
         ("bound of the time", microseconds(site.number("bound_us"))),
         ("gap", percent(site.number("gap"))),
-        ("predicted gain", factor(site.number("predicted_gain"))),
+        ("gain of the form written" if for_kernel(site) else "predicted gain", factor(site.number("predicted_gain"))),
     ]
     if site.number("measured_gain") is not None:
         rows.append(("measured gain", factor(site.number("measured_gain"))))
+    if for_kernel(site):
+        rows += [
+            ("uncertainty", percent(site.number("uncertainty"))),
+            ("blocks", count(site.number("blocks"))),
+            ("of these on a multiprocessor", count(site.number("resident_blocks"))),
+        ]
     rows += [
         ("order of rows", _entries(site.fields.get("reorder"))),
         ("variants", _entries(site.fields.get("variants"))),
@@ -127,6 +134,11 @@ def _plan_facts(site: PlanSite) -> list[tuple[str, str]]:
         ("certificate", text(site.text("certificate"))),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def for_kernel(site: PlanSite) -> bool:
+    """Whether the schedule is one for a kernel of its own, beside which the form that was written may have another."""
+    return site.number("resident_blocks") is not None
 
 
 def _solver(found: Any) -> str:
