@@ -19,6 +19,7 @@ from onnxopt.decide import (
 )
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.discover.movement import walk_back
+from onnxopt.errors import InputError
 from onnxopt.kernel_plans import KernelPlanner, described
 from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.convolution import lower_convolution
@@ -54,16 +55,20 @@ def attention_report(
         return report.kept(_OWN)
     if not len(filled_rows(site)):
         return report.kept("no query has a key: all its results are zeros")
-    schedule = None
+    schedule, refusal = None, ""
     if kernels is not None:
-        schedule = kernels.attention(site)[0]
-        report = replace(report, planned=described(schedule), draw=partial(attention_pictures, site, schedule))
+        try:
+            schedule = kernels.attention(site)[0]
+            report = replace(report, planned=described(schedule), draw=partial(attention_pictures, site, schedule))
+        except InputError as error:
+            refusal = str(error)
     if site.runtime:
         _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
         named = ", ".join(f"'{name}'" for name in inputs)
         return report.kept(f"its mask depends on the model's input {named}, so its pattern is not fixed")
     if form == "plugin":
-        assert schedule is not None
+        if schedule is None:
+            return report.kept(f"it cannot be planned for a kernel: {refusal}")
         return _attention_by_kernel(judge, site, report, schedule)
     if every_pair(site):
         return report.kept(_DENSE)
@@ -113,7 +118,10 @@ def convolution_report(
     if site.pattern == "dense":
         return report.kept("dense: every output uses every input")
     if kernels is not None and site.connections:
-        schedule = kernels.convolution(site, judge.graph)[0]
+        try:
+            schedule = kernels.convolution(site, judge.graph)[0]
+        except InputError as error:
+            return report.kept(f"it cannot be planned for a kernel: {error}")
         report = replace(report, planned=described(schedule), draw=partial(conv_pictures, site, schedule))
         if form == "plugin":
             before = original_seconds(site, judge.graph, judge.target.need_gpu_profile())

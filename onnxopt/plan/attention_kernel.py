@@ -21,6 +21,10 @@ from onnxopt.plan.strip_space import Cut, Order, StripSpace
 from onnxopt.plan.strips import CodedLists, Strip, coded, make_strip
 from onnxopt.target.variant import AttentionVariant, Element
 
+# What a planner of a few gigabytes can take.
+MOST_ROWS = 1 << 22
+MOST_KEYS = 1 << 27
+
 
 @dataclass(frozen=True)
 class _Pattern:
@@ -44,11 +48,17 @@ def plan_attention_kernel(
     """The best schedules that were found, at most ``top``, best first; they differ in setting or orders.
 
     ``time`` minimises the predicted time of the launch, ``waste`` the computed pairs. The site must have rows to
-    compute. Raises :class:`InputError` where it has none.
+    compute. Raises :class:`InputError` where it has none, or more than the planner's memory is meant for.
     """
     rows = filled_rows(site)
     if not len(rows) or not any(len(lists.keys) for lists in site.lists):
         raise InputError(f"{site.node}: no query has a key, so there is nothing to plan; its result is constant")
+    listed = sum(len(lists.keys) for lists in site.lists)
+    if len(rows) > MOST_ROWS or listed > MOST_KEYS:
+        raise InputError(
+            f"{site.node}: {len(rows):,} queries with {listed:,} keys in their distinct lists are too many to plan; "
+            f"allowed: {MOST_ROWS:,} queries and {MOST_KEYS:,} keys. The site can only be kept as it is"
+        )
     patterns = [_pattern(site, number, rows, cost, objective) for number in range(len(site.lists))]
     needed = sum(len(p.heads) * int(p.lists.lengths[rows].sum()) for p in patterns)
     moved = _moved_bytes(site, rows, element)

@@ -14,7 +14,7 @@ from onnxopt.plan.intervals import LONGEST
 from onnxopt.plan.strips import CodedLists
 
 # Shared keys are counted for all pairs of lists that share any; beyond this the lists' own lengths must do.
-_PRODUCTS = 400_000_000
+_PRODUCTS = 100_000_000
 
 
 def fewest_pairs(

@@ -16,8 +16,10 @@ from onnxopt.plan.strips import CodedLists
 
 # Rows of one interval at most: the tallest strip of any kernel.
 LONGEST = 128
-# Within a run of rows with equal keys an order may be cut every so many rows, with very many of them less often.
+# Within a run of rows with equal keys, and along the order, an order may be cut every so many rows: fewer where there
+# are few rows, more where there are very many.
 _STEP = 8
+_STEPPED_ROWS = 64
 _LONGEST_STEP = 32
 
 
@@ -72,9 +74,15 @@ def _runs(owner: np.ndarray) -> np.ndarray:
 
 
 def _thinned_cuts(starts: np.ndarray, count: int, most: int | None, longest: int) -> np.ndarray:
-    """Where an order may be cut: where runs begin, and every few rows within them, never ``longest`` rows apart."""
-    step, apart = _STEP, 1
+    """Where an order may be cut: where runs begin, every few rows within them, and every few rows of the order.
+
+    Where that would be too many, the latter are left out first. Never ``longest`` rows apart.
+    """
+    step, apart = _first_step(count), 1
     cuts = _cuts(starts, count, step)
+    everywhere = np.union1d(cuts, np.arange(0, count, step))
+    if most is None or len(everywhere) <= most:
+        return everywhere
     while most is not None and len(cuts) > most:
         if step < _LONGEST_STEP and 2 * step <= longest:
             step *= 2
@@ -85,6 +93,14 @@ def _thinned_cuts(starts: np.ndarray, count: int, most: int | None, longest: int
         cuts = _cuts(starts, count, step)
         cuts = np.append(cuts[np.unique(cuts[:-1] // apart, return_index=True)[1]], count)
     return cuts
+
+
+def _first_step(count: int) -> int:
+    """Orders of few rows may be cut anywhere."""
+    step = _STEP
+    while step > 1 and count <= _STEPPED_ROWS * step:
+        step //= 2
+    return step
 
 
 def _cuts(starts: np.ndarray, count: int, step: int) -> np.ndarray:

@@ -18,21 +18,22 @@ MORE_DUALS = (4.0, *(n / 10 for n in range(11, 80) if n % 10))
 _SLACK = 1e-9
 # Longest first is left alone where it is this close to its bound; packings are halved towards theirs so often.
 _WORTH_PACKING = 0.001
-_PACKINGS = 12
+_PACKINGS = 9
 
 
-def makespan(durations: np.ndarray, counts: np.ndarray, slots: int) -> float:
+def makespan(durations: np.ndarray, counts: np.ndarray, slots: int, below: float = float("inf")) -> float:
     """When the last of ``counts[i]`` jobs of ``durations[i]`` ends on ``slots`` slots, in the best order known.
 
     That is longest first, or what MULTIFIT packs (Coffman, Garey and Johnson, "An application of bin-packing to
-    multiprocessor scheduling", 1978). Infinite where a job that is there takes forever.
+    multiprocessor scheduling", 1978). Infinite where a job that is there takes forever. Where no order can end before
+    ``below``, longest first is all that is tried.
     """
     used = np.asarray(counts) > 0
     lengths, amounts = np.asarray(durations, np.float64)[used], np.asarray(counts, np.int64)[used]
     if not np.isfinite(lengths).all():
         return float("inf")
     descending = np.argsort(-lengths, kind="stable")
-    return _best_span(lengths[descending], amounts[descending], slots)[0]
+    return _best_span(lengths[descending], amounts[descending], slots, below)[0]
 
 
 def launch_order(durations: np.ndarray, slots: int) -> np.ndarray:
@@ -63,14 +64,17 @@ def _by_group(inverse: np.ndarray, groups: int) -> list[np.ndarray]:
     return np.split(order, np.cumsum(np.bincount(inverse, minlength=groups))[:-1])
 
 
-def _best_span(lengths: np.ndarray, counts: np.ndarray, slots: int) -> tuple[float, bool]:
+def _best_span(lengths: np.ndarray, counts: np.ndarray, slots: int, below: float = float("inf")) -> tuple[float, bool]:
     """The makespan of descending durations, and whether it is that of a packing rather than of longest first."""
     loads = np.zeros(slots)
     for length, count in zip(lengths, counts, strict=True):
         loads = _with_equal_jobs(loads, float(length), int(count))
     listed = float(loads.max(initial=0.0))
     low = max(float(lengths @ counts) / slots, float(lengths.max(initial=0.0)))
-    if listed <= low * (1 + _WORTH_PACKING):
+    if listed <= low * (1 + _WORTH_PACKING) or low >= below:
+        return listed, False
+    if np.isfinite(below) and _packed(lengths, counts, slots, min(below, listed) * (1 - _WORTH_PACKING)) is None:
+        # One packing tells whether it is worth looking for the tightest.
         return listed, False
     best = high = listed
     for _ in range(_PACKINGS):

@@ -21,7 +21,8 @@ _KEPT_SETTINGS = 6
 # Orders whose remainders are tried at the end, where a list has about a strip of rows.
 _WITH_REMAINDERS = 3
 _ROWS_PER_LIST = 8
-# The search for time takes rows together until no more places to cut are left than this.
+_CUT_FREELY = 6
+# Rows are taken together until no more places to cut are left than this.
 _MOST_CUTS = 1024
 
 
@@ -37,9 +38,8 @@ def chosen_orders(
 ) -> tuple[Order, ...]:
     """The orders of ``rows`` that a search should cover, best first; ``tokens`` are those of rows and keys, if any."""
     longest = min(LONGEST, max(variant.rows for variant in cost.variants()))
-    most_cuts = _MOST_CUTS if objective == "time" else None
 
-    def numbered(name: str, order: np.ndarray) -> Order:
+    def numbered(name: str, order: np.ndarray, most_cuts: int | None = _MOST_CUTS) -> Order:
         return Order.of(name, heads, intervals_of(order, lists, codes, longest, most_cuts), biased)
 
     known = [numbered(name, order) for name, order in row_orders(rows, lists, codes, *tokens).items()]
@@ -47,6 +47,9 @@ def chosen_orders(
     if len(rows) >= _ROWS_PER_LIST * len(np.unique(lists.row_list[rows])):
         known += _with_remainders(known[:_WITH_REMAINDERS], lists, cost, numbered)
         known = _ranked(known, cost, objective)
+    if objective == "waste":
+        # Pairs are one sum, so the few orders that are left can be cut at every place.
+        known = [numbered(order.name, order.intervals.order, None) for order in known[:_CUT_FREELY]]
     return tuple(known)
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 import numpy as np
 
 from onnxopt.discover.attention_site import KeyLists
-from onnxopt.plan.clustering import linkage_rank, minhash_rank, rcm_rank, signature_rank
+from onnxopt.plan.clustering import CLUSTERED_LISTS, linkage_rank, minhash_rank, rcm_rank, signature_rank
 from onnxopt.plan.grid import blocks, coordinates, hilbert, morton, recovered_width
 from onnxopt.plan.strips import CodedLists
 
+# Lists of which any order is as good as another.
+_FEW_LISTS = 4
 # Blocks of tokens of a layout whose queries make a strip.
-_BLOCKS = ((2, 4), (4, 4), (4, 8), (8, 8))
+_BLOCKS = ((2, 4), (4, 4))
 
 
 def row_orders(
@@ -34,7 +36,12 @@ def row_orders(
         first = np.full(len(lists.offsets) - 1, len(lists.row_list))
         np.minimum.at(first, owner, rows)
         _add(orders, "equal keys", rows, first[owner])
+        if len(used) <= _FEW_LISTS:
+            return orders
         _add_grid(orders, rows, lists, row_tokens, key_tokens)
+        if len(orders) > 2 and len(used) > CLUSTERED_LISTS:
+            # Beside curves of a known layout, clustering so many lists is not worth its time.
+            return orders
         for name, rank in _CLUSTERINGS.items():
             ranks = rank(codes)
             if ranks is not None:

@@ -16,6 +16,8 @@ from onnxopt.plan.makespan import DUAL_ORDERS, MORE_DUALS, weights
 from onnxopt.plan.strip_space import Column, Cut, Order, Setting, Shortest, StripSpace
 
 _ROUNDS = 10
+# Refining ends after so many steps of shortest paths, about two seconds; what is then open shows in the gap.
+_MOST_STEPS = 250_000
 _MOVES = 8
 _FITTING = (1, 2, 3, 4, 6)
 _SPLICES = (-0.16, -0.08, 0.0, 0.08, 0.16)
@@ -64,8 +66,9 @@ def fastest(space: StripSpace) -> Found:
     ranked = [int(index) for index in np.argsort(areas, kind="stable")]
     cuts: list[Cut] = []
     for index in ranked:
-        if areas[index] < min((cut.microseconds for cut in cuts), default=np.inf):
-            cuts.append(space.launched(settings[index], sums.steps(index)))
+        best = min((cut.microseconds for cut in cuts), default=np.inf)
+        if areas[index] < best:
+            cuts.append(space.launched(settings[index], sums.steps(index), best))
     bounds = []
     for index in ranked:
         bound = max(space.floor_us, float(areas[index]))
@@ -86,10 +89,10 @@ def _refined(space: StripSpace, setting: Setting, bound: float, cuts: list[Cut])
     low, first = bound, True
     for _ in range(_ROUNDS):
         best = min(cut.microseconds for cut in cuts)
-        if low >= best * (1 - _CLOSE):
+        if low >= best * (1 - _CLOSE) or space.steps > _MOST_STEPS:
             break
         time = best * (1 - _CLOSE) if first else float(np.sqrt(low * best))
-        excluded, built = _played(space, setting, time - space.overhead(setting))
+        excluded, built = _played(space, setting, time - space.overhead(setting), best)
         cuts.extend(built)
         if excluded:
             bound = time
@@ -100,23 +103,22 @@ def _refined(space: StripSpace, setting: Setting, bound: float, cuts: list[Cut])
     return bound
 
 
-def _played(space: StripSpace, setting: Setting, time: float) -> tuple[bool, list[Cut]]:
-    """Whether no cut has a makespan below ``time``, and the cuts that were tried to show it.
+def _played(space: StripSpace, setting: Setting, time: float, best: float) -> tuple[bool, list[Cut]]:
+    """Whether no cut has a makespan below ``time``, and the cuts that were tried to show it; ``best`` is to be beaten.
 
     Every mixture of dual feasible functions is one, and a cut that fits under one may be too heavy for another. So
     mixtures and cuts play a game: the mixture that is worst for all cuts so far, then the lightest cut under it.
     """
     slots = space.slots(setting)
     mixtures = np.eye(len(DUAL_ORDERS), len(_DUALS))
-    duals = [_mixed(space, setting, time, mixture) for mixture in mixtures]
-    # Not proofs but good cuts: strips that fit k times into the makespan, with the least sum, and the fewest of them.
-    rounds = [_in_rounds(space, setting, time, k, fewest) for k in _FITTING for fewest in (False, True)]
-    rounds.append(_alone(space, setting, time))
-    found = space.shortest(duals + rounds)
-    if (found.totals[: len(duals)] > slots * (1 + _SLACK)).any():
+    found = space.shortest([_mixed(space, setting, time, mixture) for mixture in mixtures])
+    if (found.totals > slots * (1 + _SLACK)).any():
         return True, []
-    answers = [_Answer(found, column) for column in range(len(duals))]
-    good = [_Answer(found, column) for column in range(len(duals), len(found.totals)) if _finite(found.totals[column])]
+    answers = [_Answer(found, column) for column in range(len(mixtures))]
+    # Not proofs but good cuts: the fewest strips that fit k times into the makespan.
+    rounds = [_in_rounds(space, setting, time, k) for k in _FITTING]
+    found = space.shortest([*rounds, _alone(space, setting, time)])
+    good = [_Answer(found, column) for column in range(len(found.totals)) if _finite(found.totals[column])]
     shares = np.zeros(0)
     excluded = False
     for _ in range(_MOVES):
@@ -130,7 +132,7 @@ def _played(space: StripSpace, setting: Setting, time: float) -> tuple[bool, lis
             break
         answers.append(_Answer(found, 0))
     steps = [answer.steps() for answer in answers + good] + ([] if excluded else _spliced(answers, shares))
-    return excluded, [space.launched(setting, own) for own in steps]
+    return excluded, [space.launched(setting, own, best) for own in steps]
 
 
 @dataclass(frozen=True)
@@ -238,12 +240,12 @@ def _mixed(space: StripSpace, setting: Setting, time: float, mixture: np.ndarray
     return column
 
 
-def _in_rounds(space: StripSpace, setting: Setting, time: float, rounds: int, fewest: bool) -> Column:
-    """Time, or with ``fewest`` the number, of strips that last at most ``time / rounds``."""
+def _in_rounds(space: StripSpace, setting: Setting, time: float, rounds: int) -> Column:
+    """The number of strips that last at most ``time / rounds``; of equals, the time decides."""
 
     def column(order: Order) -> np.ndarray:
         prices = space.prices(order, setting)
-        value = prices.blocks * (1.0 + _SLACK * prices.microseconds if fewest else prices.microseconds)
+        value = prices.blocks * (1.0 + _SLACK * prices.microseconds)
         return np.where(prices.microseconds * rounds <= time, value, np.inf)
 
     return column

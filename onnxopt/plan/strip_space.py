@@ -93,13 +93,18 @@ class Order:
         masked = ~intervals.full if not biased else np.ones(intervals.rows.shape, bool)
         wide = int(intervals.rows.max(initial=0)) + 1
         codes = np.where(intervals.rows > 0, (intervals.keys.astype(np.int64) * wide + intervals.rows) * 2 + masked, -1)
-        known, shape = np.unique(np.append(codes.reshape(-1), -1), return_inverse=True)
+        # Codes are small numbers, so the distinct ones are marked in a table instead of sorted.
+        present = np.zeros(int(codes.max(initial=0)) + 2, bool)
+        present[codes + 1] = True
+        present[0] = True
+        known = np.flatnonzero(present) - 1
+        shape = (np.cumsum(present) - 1)[codes + 1]
         known[0] = 0
         return cls(
             name,
             heads,
             intervals,
-            shape[:-1].reshape(codes.shape).astype(np.int32),
+            shape.astype(np.int32),
             known // 2 % wide,
             known // 2 // wide,
             known % 2 == 1,
@@ -193,13 +198,18 @@ class StripSpace:
         self._alone = [cost.occupancy([variant]) for variant in self.variants]
         # Whatever the strips, the launch and the bytes of the device's memory take this long.
         self.floor_us = floor_us
-        self._passes = [0]
+        self._passes = [0, 0]
         self._known: dict[tuple[int, Setting], Prices] = {}
 
     @property
     def passes(self) -> int:
         """Shortest paths that were computed."""
         return self._passes[0]
+
+    @property
+    def steps(self) -> int:
+        """Cuts that were decided on by these paths, every order's counted, however many values at once."""
+        return self._passes[1]
 
     def settings(self) -> list[Setting]:
         """Every setting in which some variant can run; lists are split where that may shorten the longest strip."""
@@ -282,6 +292,7 @@ class StripSpace:
     def shortest(self, columns: Sequence[Column]) -> Shortest:
         """The least totals of several values at once, each pattern in its best order, every strip once a head."""
         self._passes[0] += len(columns)
+        self._passes[1] += sum(len(order.intervals.cuts) for orders in self.patterns for order in orders)
         sums, taken = [], []
         for orders in self.patterns:
             own = [order.cut(np.stack([column(order) for column in columns], axis=1)) for order in orders]
@@ -308,8 +319,8 @@ class StripSpace:
             order = own[number]
             yield order, order.shapes_at(chosen(order.intervals, taken))
 
-    def launched(self, setting: Setting, steps: Sequence[tuple[int, np.ndarray]]) -> Cut:
-        """Simulate the launch of one way to cut every pattern."""
+    def launched(self, setting: Setting, steps: Sequence[tuple[int, np.ndarray]], below: float = float("inf")) -> Cut:
+        """Simulate the launch of one way to cut every pattern; it is not packed well where that cannot get it below."""
         durations, counts, split_rows, most, pairs = [], [], 0, 1, 0
         orders, intervals = [], []
         for own, (number, taken) in zip(self.patterns, steps, strict=True):
@@ -325,7 +336,8 @@ class StripSpace:
             orders.append(order)
             intervals.append(tuple(picked))
         total = self.cost.launch_us
-        total += makespan(*_together(np.concatenate(durations), np.concatenate(counts)), self.slots(setting))
+        together = _together(np.concatenate(durations), np.concatenate(counts))
+        total += makespan(*together, self.slots(setting), below - total)
         if split_rows:
             total += self.cost.merge_us(split_rows, most)
         return Cut(setting, tuple(orders), tuple(intervals), max(self.floor_us, total), pairs)
@@ -338,7 +350,7 @@ def padded(value: np.ndarray, granule: int) -> np.ndarray:
 
 def _residents(most: int) -> Iterator[int]:
     """How many blocks may share a multiprocessor: all small numbers, then in steps that still make a difference."""
-    yield from (r for r in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32) if r <= most)
+    yield from (r for r in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32) if r <= most)
 
 
 def _together(durations: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
