@@ -61,7 +61,7 @@ def plan_attention_kernel(
         )
     patterns = [_pattern(site, number, rows, cost, objective) for number in range(len(site.lists))]
     needed = sum(len(p.heads) * int(p.lists.lengths[rows].sum()) for p in patterns)
-    moved = _moved_bytes(site, rows, element)
+    moved = moved_bytes(site, rows, element)
     orders = [pattern.orders for pattern in patterns]
     space = StripSpace(orders, cost, objective, cost.launch_us + cost.bytes_floor_us(moved))
     found = fastest(space) if objective == "time" else fewest_pairs_of(space)
@@ -85,7 +85,7 @@ def _pattern(site: AttentionSite, number: int, rows: np.ndarray, cost: Attention
     return _Pattern(heads, number, lists, codes, rows, orders)
 
 
-def _moved_bytes(site: AttentionSite, rows: np.ndarray, element: Element) -> float:
+def moved_bytes(site: AttentionSite, rows: np.ndarray, element: Element) -> float:
     """Bytes that cross the device's memory at least once: every vector that is used, and the results."""
     size = 2 if element in ("fp16", "bf16") else 4
     used = [len(np.unique(v[v >= 0])) for v in (site.query_vectors, site.key_vectors, site.value_vectors)]

@@ -92,7 +92,7 @@ def _greedy(live: BoolArray) -> tuple[Parts, int, bool]:
     orders = row_orders(np.arange(len(live)), lists, coded(lists))
     members = csr_matrix(distinct.astype(np.int64))
     options = []
-    for name in [name for name in GREEDY_ORDERS if name in orders] or ["as is"]:
+    for name in [name for name in GREEDY_ORDERS if name in orders] or orders:
         blocks = greedy_blocks(members, lists.row_list[orders[name]])
         if blocks is not None:
             parts = Parts.of(list(zip(blocks.rows.tolist(), blocks.columns.tolist(), strict=True)))

@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,14 +53,18 @@ def solve(
     warm_start: Mapping[str, float] | None = None,
     backends: Sequence[tuple[str, Backend]] | None = None,
     guard_seconds: float = GUARD_SECONDS,
+    target: float | None = None,
 ) -> Outcome:
     """Solve to the end or to ``node_limit`` nodes; never raises because of a solver.
 
-    ``warm_start`` gives values of variables by name. Each of ``backends`` (HiGHS and CBC by default) is tried in turn
-    until one gives a solution that holds; where none does, the outcome's status is ``none``.
+    ``warm_start`` gives values of variables by name. A minimisation may end at a solution of ``target`` or less. Each
+    of ``backends`` (HiGHS and CBC by default) is tried in turn until one gives a solution that holds; where none does,
+    the outcome's status is ``none``.
     """
     notes: list[str] = []
-    for name, backend in backends if backends is not None else (("HiGHS", _highs), ("CBC", _cbc)):
+    for name, backend in (
+        backends if backends is not None else (("HiGHS", partial(_highs, target=target)), ("CBC", _cbc))
+    ):
         try:
             outcome = backend(problem, max(1, node_limit), dict(warm_start or {}), guard_seconds)
         except Exception as error:  # whatever a solver throws, the next one can still answer
@@ -85,7 +90,7 @@ def _fault(problem: pulp.LpProblem, outcome: Outcome) -> str:
             return f"a value outside its limits ({variable.name} = {value})"
         if variable.cat == pulp.LpInteger and abs(value - round(value)) > _TOLERANCE:
             return f"a fraction where an integer is due ({variable.name} = {value})"
-    for name, constraint in problem.constraints.items():
+    for constraint in problem.constraints():
         terms = [coefficient * values[variable.name] for variable, coefficient in constraint.items()]
         excess = sum(terms) + constraint.constant
         scale = _TOLERANCE * max(1.0, abs(constraint.constant), *map(abs, terms)) if terms else _TOLERANCE
@@ -95,7 +100,7 @@ def _fault(problem: pulp.LpProblem, outcome: Outcome) -> str:
             pulp.LpConstraintEQ: abs(excess) <= scale,
         }
         if not holds[constraint.sense]:
-            return f"a solution that violates constraint {name}"
+            return f"a solution that violates constraint {constraint.name}"
     return ""
 
 
@@ -114,7 +119,13 @@ def _is_integer(problem: pulp.LpProblem) -> bool:
     return any(variable.cat == pulp.LpInteger for variable in problem.variables())
 
 
-def _highs(problem: pulp.LpProblem, node_limit: int, warm: Mapping[str, float], seconds: float) -> Outcome:
+def _highs(
+    problem: pulp.LpProblem,
+    node_limit: int,
+    warm: Mapping[str, float],
+    seconds: float,
+    target: float | None = None,
+) -> Outcome:
     import highspy
 
     class Run(pulp.HiGHS):  # type: ignore[misc]
@@ -130,6 +141,8 @@ def _highs(problem: pulp.LpProblem, node_limit: int, warm: Mapping[str, float], 
         def findSolutionValues(self, lp: Any) -> tuple[int, int]:  # noqa: N802
             return pulp.constants.LpStatusNotSolved, pulp.constants.LpSolutionNoSolutionFound
 
+    # Rounding in the objective must not make HiGHS miss its target by a hair.
+    settings = {} if target is None else {"objective_target": target + 1e-6 * max(1.0, abs(target))}
     # Settings are said one by one: HiGHS stops at a gap of its own where it is not told to close it.
     run = Run(
         msg=False,
@@ -140,11 +153,13 @@ def _highs(problem: pulp.LpProblem, node_limit: int, warm: Mapping[str, float], 
         mip_max_nodes=node_limit,
         random_seed=0,
         parallel="off",
+        **settings,
     )
     run.actualSolve(problem)
     model = problem.solverModel
     status, info = model.getModelStatus(), model.getInfo()
-    note = "" if status == highspy.HighsModelStatus.kOptimal else model.modelStatusToString(status)
+    ends = (highspy.HighsModelStatus.kOptimal, highspy.HighsModelStatus.kObjectiveTarget)
+    note = "" if status in ends else model.modelStatusToString(status)
     if info.primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
         return Outcome("none", math.inf, -math.inf, 0, "HiGHS", note=note or "no feasible solution")
     solution = model.getSolution()
@@ -155,7 +170,8 @@ def _highs(problem: pulp.LpProblem, node_limit: int, warm: Mapping[str, float], 
         return Outcome(
             _status(problem, value, bound), value, bound, int(info.mip_node_count), "HiGHS", values, {}, note
         )
-    duals = {name: sign * float(y) for name, y in zip(problem.constraints, solution.row_dual, strict=True)}
+    rows = zip(problem.constraints(), solution.row_dual, strict=True)
+    duals = {row.name: sign * float(y) for row, y in rows}
     done = status == highspy.HighsModelStatus.kOptimal
     bound = value if done else -sign * math.inf
     return Outcome("optimal" if done else "feasible", value, bound, 0, "HiGHS", values, duals, note)
@@ -165,7 +181,9 @@ def _cbc(problem: pulp.LpProblem, node_limit: int, warm: Mapping[str, float], se
     """CBC as a process of its own, which is ended where it hangs. It starts cold: warming it has no effect."""
     import subprocess
 
-    run = pulp.PULP_CBC_CMD(msg=False)
+    # CBC comes with PuLP, or is installed beside it.
+    path = getattr(pulp.PULP_CBC_CMD, "pulp_cbc_path", "")
+    run = pulp.COIN_CMD(msg=False, path=path if Path(path).is_file() else None)
     with tempfile.TemporaryDirectory(prefix="onnxopt-") as folder:
         model, answer = Path(folder) / "program.mps", Path(folder) / "answer.sol"
         variables, names, rows, _ = problem.writeMPS(str(model), rename=1)

@@ -89,8 +89,17 @@ def test_thinned_cuts_lie_no_further_apart_than_an_interval_is_long(longest: int
 
 
 def test_cuts_are_where_lists_change_and_every_eight_rows_between() -> None:
+    lists = key_lists([[0]] * 540 + [[1]] * 3 + [[0]] * 18)
+    within = [*range(0, 540, 8), 540, 543, 551, 559]
+    cuts = intervals_of(np.arange(561), lists, coded(lists)).cuts.tolist()
+    assert cuts == sorted({*within, *range(0, 561, 8), 561})
+    # With too many places, those that follow no list are left out first.
+    assert intervals_of(np.arange(561), lists, coded(lists), most_cuts=75).cuts.tolist() == [*within, 561]
+
+
+def test_few_rows_may_be_cut_anywhere() -> None:
     lists = key_lists([[0]] * 20 + [[1]] * 3 + [[0]] * 8)
-    assert intervals_of(np.arange(31), lists, coded(lists)).cuts.tolist() == [0, 8, 16, 20, 23, 31]
+    assert intervals_of(np.arange(31), lists, coded(lists)).cuts.tolist() == list(range(32))
 
 
 @given(any_rows, st.integers(1, 30))

@@ -293,7 +293,7 @@ def test_the_fewest_pairs_are_the_fewest(first: Rows, second: Rows, heads: int, 
 def test_a_thread_count_that_cannot_take_every_strip_is_left_out() -> None:
     # Runs of equal rows are cut every eight rows, which the shape of two rows cannot take.
     cost = FakeCost(((TALL, 1, 1, 1.0, 1, 128), (EIGHT, 1, 1, 1.0, 1, 2)), 2)
-    rows: Rows = [[1, 2, 3]] * 20
+    rows: Rows = [[1, 2, 3]] * 520
     pairs = fewest_pairs_of(space_of([(rows, 1, False)], cost, "waste"))
     assert all(cut.setting.threads == TALL.threads and np.isfinite(cut.microseconds) for cut in pairs.cuts)
     assert pairs.bound == fewest(space_of([(rows, 1, False)], cost, "waste"))

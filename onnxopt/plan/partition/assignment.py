@@ -45,8 +45,13 @@ def separate(component: Component, table: CostTable) -> list[IntArray]:
     return [group for outputs, inputs in pairs for group in split_class(outputs, inputs, table)]
 
 
-def assign(component: Component, family: Unions, table: CostTable, node_limit: int = NODE_LIMIT) -> Assignment | None:
-    """The best groups of a component whose unions are known; None where that takes too long, or no solver works."""
+def assign(
+    component: Component, family: Unions, table: CostTable, target: float | None = None, node_limit: int = NODE_LIMIT
+) -> Assignment | None:
+    """The best groups of a component whose unions are known; None where that takes too long, or no solver works.
+
+    The search ends where groups cost no more than ``target``.
+    """
     if not family.exact:
         return None
     if len(component.members) == 1:
@@ -56,7 +61,7 @@ def assign(component: Component, family: Unions, table: CostTable, node_limit: i
     if family.fits.sum() * 2 + family.fits.shape[0] * len(sizes) > _TERM_LIMIT:
         return None
     problem, counts = _program(component, family, table, sizes)
-    outcome = solve(problem, node_limit=node_limit)
+    outcome = solve(problem, node_limit=node_limit, target=target)
     if outcome.status == "none":
         return None
     amounts = np.array([[round(outcome.values[v.name]) for v in row] for row in counts])
@@ -75,12 +80,12 @@ def _program(
 ) -> tuple[pulp.LpProblem, list[list[pulp.LpVariable]]]:
     problem = pulp.LpProblem("assignment", pulp.LpMinimize)
     unions, classes = family.fits.shape
-    counts = [[pulp.LpVariable(f"x{u}_{s}", 0, cat="Integer") for s in sizes.tolist()] for u in range(unions)]
+    counts = [[problem.add_variable(f"x{u}_{s}", 0, cat="Integer") for s in sizes.tolist()] for u in range(unions)]
     costs = table.values[np.ix_(sizes, family.size)].T
     problem += pulp.LpAffineExpression(
         [(counts[u][s], float(costs[u, s])) for u in range(unions) for s in range(len(sizes))]
     )
-    given = {(u, c): pulp.LpVariable(f"a{u}_{c}", 0) for u, c in np.argwhere(family.fits).tolist()}
+    given = {(u, c): problem.add_variable(f"a{u}_{c}", 0) for u, c in np.argwhere(family.fits).tolist()}
     for c in range(classes):
         terms = [(given[u, c], 1) for u in np.flatnonzero(family.fits[:, c]).tolist()]
         problem += pulp.LpAffineExpression(terms) == int(component.sizes[c])

@@ -21,7 +21,7 @@ from itertools import pairwise
 import numpy as np
 import pulp
 
-from onnxopt.plan.partition.classes import Component, Unions
+from onnxopt.plan.partition.kinds import LEVELS, Kind, picked
 from onnxopt.plan.partition.knapsack import least_cover
 from onnxopt.plan.partition.problem import CostTable, FloatArray
 from onnxopt.plan.partition.sizes import cheapest_size, rounding, size_functions, useful_sizes
@@ -30,26 +30,9 @@ from onnxopt.plan.solver import solve
 # Sums of some thousand doubles are off by less than this, relative.
 _SAFETY = 1e-9
 _ROUNDS = 40
-_LEVELS = 8
-_SUBSET_CLASSES = 5
-_UNION_SETS = 160
 # Parts across components are looked at with the outputs of each piece where that takes no more steps than this.
 _JOINT_LIMIT = 30_000_000
 _ROWS_A_ROUND = 60
-
-
-@dataclass(frozen=True, eq=False)
-class Kind:
-    """Components that look alike: one of them, its unions, how many there are, and the sets X within one.
-
-    ``masks[x]`` are the classes of set x, ``hits[u, x]`` whether a part with union u can have outputs of it.
-    """
-
-    component: Component
-    unions: Unions
-    count: int
-    masks: np.ndarray
-    hits: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -68,38 +51,6 @@ class DualBound:
     prices: int
     rounds: int
     note: str = ""
-
-
-def kinds_of(parts: list[Component], families: list[Unions]) -> list[Kind]:
-    """Components grouped by what the bound looks at."""
-    groups: dict[tuple[bytes, ...], list[int]] = {}
-    for i, (component, family) in enumerate(zip(parts, families, strict=True)):
-        shape = (component.sizes.tobytes(), component.degrees.tobytes(), family.size.tobytes(), family.fits.tobytes())
-        groups.setdefault(shape, []).append(i)
-    result = []
-    for members in groups.values():
-        component, family = parts[members[0]], families[members[0]]
-        masks = _masks(component, family)
-        hits = (family.fits.astype(np.int64) @ masks.T.astype(np.int64)) > 0
-        result.append(Kind(component, family, len(members), masks, hits))
-    return result
-
-
-def _masks(component: Component, family: Unions) -> np.ndarray:
-    """Sets of classes within a component.
-
-    Each class alone, all of them, those of high degree, all sets of few, and what fits into a union and what does not.
-    """
-    count, degrees = len(component.members), component.degrees
-    steps = np.unique(degrees)
-    picked = steps[np.unique(np.linspace(0, len(steps) - 1, _LEVELS).astype(np.int64))]
-    rows = [np.eye(count, dtype=bool), np.ones((1, count), bool), degrees[None, :] >= picked[:, None]]
-    if 1 < count <= _SUBSET_CLASSES:
-        rows.append((np.arange(1, 2**count)[:, None] >> np.arange(count)[None, :] & 1).astype(bool))
-    elif family.exact and len(family.size) <= _UNION_SETS:
-        rows += [family.fits, ~family.fits]
-    masks = np.unique(np.concatenate(rows), axis=0)
-    return masks[masks.any(axis=1)]
 
 
 def dual_bound(kinds: list[Kind], table: CostTable, target: float, rounds: int = _ROUNDS) -> DualBound:
@@ -137,8 +88,7 @@ class _Search:
         degrees = np.concatenate([kind.component.degrees for kind in kinds])
         self.functions = size_functions(table, degrees)
         self.sizes = useful_sizes(table, np.arange(1, table.values.shape[1]), table.max_outputs)
-        levels = np.unique(degrees)
-        self.levels = levels[np.unique(np.linspace(0, len(levels) - 1, _LEVELS).astype(np.int64))]
+        self.levels = picked(np.unique(degrees), LEVELS)
         self.width = len(self.functions) + 1
         starts = np.cumsum([0, *(len(kind.masks) for kind in kinds)])
         self.local = [slice(int(a), int(b)) for a, b in pairwise(starts)]
@@ -203,7 +153,7 @@ class _Search:
     def propose(self, rows: dict[_Row, None]) -> tuple[FloatArray | None, float, str]:
         """Prices that are best against the parts known so far."""
         problem = pulp.LpProblem("prices", pulp.LpMaximize)
-        names = [pulp.LpVariable(f"p{i}", 0) for i in range(self.count)]
+        names = [problem.add_variable(f"p{i}", 0) for i in range(self.count)]
         flat = self.objective.ravel()
         problem += pulp.LpAffineExpression([(names[i], float(flat[i])) for i in np.flatnonzero(flat)])
         for number, row in enumerate(rows):

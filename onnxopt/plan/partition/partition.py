@@ -9,7 +9,9 @@ import numpy as np
 from onnxopt.discover.conv_site import BoolArray, IntArray
 from onnxopt.plan.partition.assignment import assign, separate, split_class
 from onnxopt.plan.partition.classes import Component, Unions, components, unions, without_dominated
-from onnxopt.plan.partition.dual import Kind, dual_bound, kinds_of
+from onnxopt.plan.partition.dual import dual_bound
+from onnxopt.plan.partition.fill_bound import CASE_LIMIT, fill_bound
+from onnxopt.plan.partition.kinds import Kind, kinds_of
 from onnxopt.plan.partition.merge import bundles, merge_groups, with_remainders
 from onnxopt.plan.partition.pieces import split_outputs
 from onnxopt.plan.partition.problem import CostFunction, CostTable, Part, Partition
@@ -20,6 +22,7 @@ from onnxopt.plan.partition.share_bound import WORK_LIMIT, share_bound
 _STARTS = 2
 _NEGLIGIBLE = 1e-6
 _DUAL = "prices of sets of outputs, checked against every union"
+_FILL = "prices of outputs and of rounding cuts, checked by filling every union, in"
 _SHARE = "prices of outputs, checked by enumerating cheaper parts"
 _SEARCHED_OUTPUTS = 1024
 
@@ -86,9 +89,9 @@ class _Planner:
             self.families = [without_dominated(self.families[0], self.table)]
         self.kinds = kinds_of(self.parts, self.families)
         self.unstructured = not all(family.exact for family in self.families)
-        groups = self._structured()
+        bound, certificate = max((self._by_degree(), _SHARE), self._filled())
+        groups = self._structured(bound)
         value = self._cost(groups)
-        bound, certificate = self._by_degree(), _SHARE
         if self.prove and value - bound > _NEGLIGIBLE * value:
             bound, certificate = max((bound, certificate), self._dual(value))
         if value - bound > _NEGLIGIBLE * value:
@@ -116,9 +119,9 @@ class _Planner:
     def _cost(self, groups: list[IntArray]) -> float:
         return float(sum(self.table.of_part(len(group), int(self.links[group].any(axis=0).sum())) for group in groups))
 
-    def _structured(self) -> list[IntArray]:
-        """The best of what follows from classes and components."""
-        options = [self._per_kind()]
+    def _structured(self, bound: float) -> list[IntArray]:
+        """The best of what follows from classes and components; nothing costs less than ``bound``."""
+        options = [self._per_kind(bound)]
         step = self._step()
         if step > 1:
             options.append([g for component in self.parts for g in with_remainders(component, self.table, step)])
@@ -134,7 +137,7 @@ class _Planner:
         rates = self.table.values[sizes, -1] / sizes
         return int(sizes[np.flatnonzero(rates <= rates.min() * (1 + 1e-9))[0]])
 
-    def _per_kind(self) -> list[IntArray]:
+    def _per_kind(self, bound: float) -> list[IntArray]:
         """Components one by one, and whole ones in bundles where they are alike and that is cheaper."""
         groups: list[IntArray] = []
         for kind in self.kinds:
@@ -143,15 +146,15 @@ class _Planner:
                 for part, other in zip(self.parts, self.families, strict=True)
                 if _alike(kind, part, other)
             ]
-            apart = [group for component, family in alike for group in self._one(component, family)]
+            apart = [group for component, family in alike for group in self._one(component, family, bound)]
             together = bundles([part for part, _ in alike], self.table) if len(alike) > 1 else []
             groups += together if together and self._cost(together) < self._cost(apart) else apart
         return groups
 
-    def _one(self, component: Component, family: Unions) -> list[IntArray]:
+    def _one(self, component: Component, family: Unions, bound: float) -> list[IntArray]:
         options = [separate(component, self.table)]
         if len(component.members) > 1 and self.prove:
-            found = assign(component, family, self.table)
+            found = assign(component, family, self.table, bound if len(self.parts) == 1 else None)
             if found is not None:
                 options.append(found.groups)
                 if found.outcome is not None:
@@ -159,6 +162,14 @@ class _Planner:
                     self.nodes += found.outcome.nodes
                     self.notes += [found.outcome.note] if found.outcome.note else []
         return min(options, key=self._cost)
+
+    def _filled(self) -> tuple[float, str]:
+        """A bound by classes, where no part can span components because there is only one."""
+        if not self.prove or len(self.parts) > 1 or len(self.parts[0].members) == 1:
+            return 0.0, ""
+        result = fill_bound(self.parts[0], self.families[0], self.table, int(self.effort * CASE_LIMIT))
+        self.notes += [result.note] if result.note else []
+        return result.value, f"{_FILL} {result.cases} cases"
 
     def _dual(self, value: float) -> tuple[float, str]:
         result = dual_bound(self.kinds, self.table, value)
