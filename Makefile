@@ -43,6 +43,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
+	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.portable_cpu
 
 clean:

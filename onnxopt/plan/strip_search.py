@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxopt.plan.intervals import chosen
 from onnxopt.plan.makespan import DUAL_ORDERS, MORE_DUALS, weights
 from onnxopt.plan.strip_space import Column, Cut, Order, Setting, Shortest, StripSpace
 
@@ -19,6 +20,7 @@ _ROUNDS = 10
 # Refining ends after so many steps of shortest paths, about two seconds; what is then open shows in the gap.
 _MOST_STEPS = 250_000
 _MOVES = 8
+_EVEN_ROWS = (8, 16, 32, 48, 64, 96, 128)
 _FITTING = (1, 2, 3, 4, 6)
 _SPLICES = (-0.16, -0.08, 0.0, 0.08, 0.16)
 _DUALS = DUAL_ORDERS + MORE_DUALS
@@ -69,6 +71,9 @@ def fastest(space: StripSpace) -> Found:
         best = min((cut.microseconds for cut in cuts), default=np.inf)
         if areas[index] < best:
             cuts.append(space.launched(settings[index], sums.steps(index), best))
+    even = _even_cuts(space)
+    for index in ranked:
+        _add_even_cuts(space, settings[index], even, cuts)
     bounds = []
     for index in ranked:
         bound = max(space.floor_us, float(areas[index]))
@@ -79,6 +84,45 @@ def fastest(space: StripSpace) -> Found:
         bounds.append(bound)
     cuts.sort(key=lambda cut: (cut.microseconds, cut.signature))
     return Found(tuple(cuts), min(cuts[0].microseconds, *bounds), space.passes)
+
+
+def _even_cuts(space: StripSpace) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """The number of an order, the steps and the shapes of its cuts into strips of one size; for one pattern only."""
+    if len(space.patterns) > 1:
+        return []
+    result = []
+    for number, order in enumerate(space.patterns[0]):
+        for size in _EVEN_ROWS:
+            steps = _even_steps(order, size)
+            if steps is not None:
+                result.append((number, steps, order.shapes_at(chosen(order.intervals, steps))))
+    return result
+
+
+def _add_even_cuts(
+    space: StripSpace, setting: Setting, even: Sequence[tuple[int, np.ndarray, np.ndarray]], cuts: list[Cut]
+) -> None:
+    """Add cuts into strips of one size where they win: what others do is never better than what was found."""
+    best = min(cut.microseconds for cut in cuts)
+    for number, steps, shapes in even:
+        order = space.patterns[0][number]
+        prices = space.prices(order, setting)
+        times, blocks = prices.microseconds[shapes], prices.blocks[shapes] * order.heads
+        least = max(float(times @ blocks) / space.slots(setting), float(times.max()))
+        if max(space.floor_us, space.overhead(setting) + least) < best:
+            cuts.append(space.launched(setting, [(number, steps)], best))
+            best = min(best, cuts[-1].microseconds)
+
+
+def _even_steps(order: Order, size: int) -> np.ndarray | None:
+    """The steps that cut an order every ``size`` rows, or None where it cannot be cut so."""
+    cuts = order.intervals.cuts
+    places = np.searchsorted(cuts, np.append(np.arange(0, cuts[-1], size), cuts[-1]))
+    if not np.array_equal(cuts[places][:-1], np.arange(0, cuts[-1], size)):
+        return None
+    steps = np.zeros(len(cuts), np.int64)
+    steps[places[1:]] = np.diff(places) - 1
+    return steps if int(steps.max()) < order.shape.shape[1] else None
 
 
 def _refined(space: StripSpace, setting: Setting, bound: float, cuts: list[Cut]) -> float:

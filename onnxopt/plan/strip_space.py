@@ -9,6 +9,7 @@ its best one, and the least sum over an order is a shortest path.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -191,7 +192,7 @@ class StripSpace:
     def __init__(
         self, patterns: Sequence[Sequence[Order]], cost: StripCost[Any], objective: Objective, floor_us: float
     ) -> None:
-        self.patterns = patterns
+        self.patterns: Sequence[Sequence[Order]] = patterns
         self.cost = cost
         self.objective = objective
         self.variants = cost.variants()
@@ -309,8 +310,8 @@ class StripSpace:
             rest = found.totals[column] - sums[:, column].min()
             kept = [order for order, own in zip(orders, sums[:, column], strict=True) if rest + own <= limit]
             patterns.append(kept or [orders[int(sums[:, column].argmin())]])
-        result = StripSpace(patterns, self.cost, self.objective, self.floor_us)
-        result._known, result._passes = self._known, self._passes
+        result = copy(self)
+        result.patterns = patterns
         return result
 
     def shapes_of(self, steps: Sequence[tuple[int, np.ndarray]]) -> Iterator[tuple[Order, np.ndarray]]:
