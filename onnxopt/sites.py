@@ -80,9 +80,7 @@ def judge_sites(
         folder = records.parent if records is not None else None
         kernels = KernelPlanner.at(target.need_gpu_profile(), objective, folder)
     progress("planning")
-    reports = []
-    for site in findings.attention:
-        reports.append(attention_report(judge, site, form, objective, kernels))
+    reports = [attention_report(judge, site, form, objective, kernels) for site in findings.attention]
     for number, plan in enumerate(_conv_plans(findings, target)):
         reports.append(convolution_report(judge, f"conv-{number}", plan, form, kernels))
     return reports
