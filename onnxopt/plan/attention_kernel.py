@@ -17,7 +17,7 @@ from onnxopt.plan.makespan import launch_order
 from onnxopt.plan.order_choice import chosen_orders
 from onnxopt.plan.schedule import AttentionSchedule, Forecast, Objective, PatternSchedule, Proof
 from onnxopt.plan.strip_search import Found, distinct, fastest, fewest_pairs_of
-from onnxopt.plan.strip_space import Cut, Order, StripSpace
+from onnxopt.plan.strip_space import Cut, Order, PricesKnown, StripSpace
 from onnxopt.plan.strips import CodedLists, Strip, coded, make_strip
 from onnxopt.target.variant import AttentionVariant, Element
 
@@ -59,11 +59,12 @@ def plan_attention_kernel(
             f"{site.node}: {len(rows):,} queries with {listed:,} keys in their distinct lists are too many to plan; "
             f"allowed: {MOST_ROWS:,} queries and {MOST_KEYS:,} keys. The site can only be kept as it is"
         )
-    patterns = [_pattern(site, number, rows, cost, objective) for number in range(len(site.lists))]
+    known: PricesKnown = {}
+    patterns = [_pattern(site, number, rows, cost, objective, known) for number in range(len(site.lists))]
     needed = sum(len(p.heads) * int(p.lists.lengths[rows].sum()) for p in patterns)
     moved = moved_bytes(site, rows, element)
     orders = [pattern.orders for pattern in patterns]
-    space = StripSpace(orders, cost, objective, cost.launch_us + cost.bytes_floor_us(moved))
+    space = StripSpace(orders, cost, objective, cost.launch_us + cost.bytes_floor_us(moved), known)
     found = fastest(space) if objective == "time" else fewest_pairs_of(space)
     bound_us = cost.bound_us(float(needed), moved)
     result = []
@@ -75,13 +76,20 @@ def plan_attention_kernel(
     return tuple(result)
 
 
-def _pattern(site: AttentionSite, number: int, rows: np.ndarray, cost: AttentionCost, objective: Objective) -> _Pattern:
+def _pattern(
+    site: AttentionSite,
+    number: int,
+    rows: np.ndarray,
+    cost: AttentionCost,
+    objective: Objective,
+    known: PricesKnown,
+) -> _Pattern:
     lists = site.lists[number]
     codes = coded(lists)
     heads = tuple(int(h) for h in np.flatnonzero(site.head_lists == number))
     biased = any(site.head_bias[h] >= 0 for h in heads)
     tokens = (site.query_tokens, site.key_tokens)
-    orders = chosen_orders(rows, lists, codes, tokens, cost, objective, len(heads), biased)
+    orders = chosen_orders(rows, lists, codes, tokens, cost, objective, len(heads), biased, known)
     return _Pattern(heads, number, lists, codes, rows, orders)
 
 

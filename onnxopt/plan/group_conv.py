@@ -23,7 +23,7 @@ from onnxopt.plan.order_choice import chosen_orders
 from onnxopt.plan.partition import Part, Partition, partition
 from onnxopt.plan.schedule import ConvPart, ConvSchedule, Forecast, Objective, Proof
 from onnxopt.plan.strip_search import distinct, fastest
-from onnxopt.plan.strip_space import Order, Setting, StripSpace, padded
+from onnxopt.plan.strip_space import Order, PricesKnown, Setting, StripSpace, padded
 from onnxopt.plan.strips import coded
 from onnxopt.target.variant import Element
 
@@ -109,13 +109,14 @@ def _by_time(task: _Task, top: int) -> list[tuple[_Candidate, Proof]]:
     rows = np.flatnonzero(task.links.any(axis=1))
     codes = coded(lists)
     strips = ConvStrips(task.cost)
+    known: PricesKnown = {}
     if _is_channelwise(task):
         # Outputs share an input or nothing at all; no other order brings anything together.
         together = rows[np.argsort(lists.row_list[rows], kind="stable")]
         orders: tuple[Order, ...] = (Order.of("equal inputs", 1, intervals_of(together, lists, codes), True),)
     else:
-        orders = chosen_orders(rows, lists, codes, (None, None), strips, "time", 1, True)
-    space = StripSpace([orders], strips, "time", task.floor_us)
+        orders = chosen_orders(rows, lists, codes, (None, None), strips, "time", 1, True, known)
+    space = StripSpace([orders], strips, "time", task.floor_us, known)
     found = fastest(space)
     result = []
     for cut in distinct(found.cuts, top):

@@ -29,11 +29,11 @@ def makespan(durations: np.ndarray, counts: np.ndarray, slots: int, below: float
     ``below``, longest first is all that is tried.
     """
     used = np.asarray(counts) > 0
-    lengths, amounts = np.asarray(durations, np.float64)[used], np.asarray(counts, np.int64)[used]
+    lengths, inverse = np.unique(np.asarray(durations, np.float64)[used], return_inverse=True)
     if not np.isfinite(lengths).all():
         return float("inf")
-    descending = np.argsort(-lengths, kind="stable")
-    return _best_span(lengths[descending], amounts[descending], slots, below)[0]
+    amounts = np.bincount(inverse, weights=np.asarray(counts)[used], minlength=len(lengths)).astype(np.int64)
+    return _best_span(lengths[::-1], amounts[::-1], slots, below)[0]
 
 
 def launch_order(durations: np.ndarray, slots: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from onnxopt.plan.intervals import LONGEST, intervals_of
 from onnxopt.plan.orders import row_orders, with_remainders_last
 from onnxopt.plan.schedule import Objective
 from onnxopt.plan.strip_search import area_of, pairs_of
-from onnxopt.plan.strip_space import Order, StripCost, StripSpace
+from onnxopt.plan.strip_space import Order, PricesKnown, StripCost, StripSpace
 from onnxopt.plan.strips import CodedLists
 
 # Orders that are kept for each of so many settings.
@@ -35,6 +35,7 @@ def chosen_orders(
     objective: Objective,
     heads: int,
     biased: bool,
+    known_prices: PricesKnown,
 ) -> tuple[Order, ...]:
     """The orders of ``rows`` that a search should cover, best first; ``tokens`` are those of rows and keys, if any."""
     longest = min(LONGEST, max(variant.rows for variant in cost.variants()))
@@ -43,10 +44,10 @@ def chosen_orders(
         return Order.of(name, heads, intervals_of(order, lists, codes, longest, most_cuts), biased)
 
     known = [numbered(name, order) for name, order in row_orders(rows, lists, codes, *tokens).items()]
-    known = _ranked(known, cost, objective)
+    known = _ranked(known, cost, objective, known_prices)
     if len(rows) >= _ROWS_PER_LIST * len(np.unique(lists.row_list[rows])):
         known += _with_remainders(known[:_WITH_REMAINDERS], lists, cost, numbered)
-        known = _ranked(known, cost, objective)
+        known = _ranked(known, cost, objective, known_prices)
     if objective == "waste":
         # Pairs are one sum, so the few orders that are left can be cut at every place.
         known = [numbered(order.name, order.intervals.order, None) for order in known[:_CUT_FREELY]]
@@ -66,9 +67,9 @@ def _with_remainders(
     return list(result.values())
 
 
-def _ranked(orders: list[Order], cost: StripCost[Any], objective: Objective) -> list[Order]:
+def _ranked(orders: list[Order], cost: StripCost[Any], objective: Objective, known_prices: PricesKnown) -> list[Order]:
     """The orders that are among the best under one of the settings in which the best of them does best."""
-    space = StripSpace([orders], cost, objective, 0.0)
+    space = StripSpace([orders], cost, objective, 0.0, known_prices)
     settings = [s for s in space.settings() if not s.split_keys and (objective == "time" or s.resident == 1)]
     column = area_of if objective == "time" else pairs_of
     sums = space.shortest([column(space, setting) for setting in settings]).sums[0]

@@ -164,6 +164,8 @@ class Cut:
         return (self.setting, tuple(order.name for order in self.orders))
 
 
+# Prices by order and setting; the order is kept with them, so that no other one takes its identity.
+PricesKnown = dict[tuple[int, Setting], tuple[Order, Prices]]
 # Values of an order's shapes that are to be summed up.
 Column = Callable[[Order], np.ndarray]
 
@@ -190,8 +192,14 @@ class StripSpace:
     """All ways to compute ``patterns`` (for each its orders) with the variants of a cost model."""
 
     def __init__(
-        self, patterns: Sequence[Sequence[Order]], cost: StripCost[Any], objective: Objective, floor_us: float
+        self,
+        patterns: Sequence[Sequence[Order]],
+        cost: StripCost[Any],
+        objective: Objective,
+        floor_us: float,
+        known: PricesKnown | None = None,
     ) -> None:
+        """``known`` shares prices among spaces of one cost and objective."""
         self.patterns: Sequence[Sequence[Order]] = patterns
         self.cost = cost
         self.objective = objective
@@ -200,7 +208,7 @@ class StripSpace:
         # Whatever the strips, the launch and the bytes of the device's memory take this long.
         self.floor_us = floor_us
         self._passes = [0, 0]
-        self._known: dict[tuple[int, Setting], Prices] = {}
+        self._known: PricesKnown = {} if known is None else known
 
     @property
     def passes(self) -> int:
@@ -261,8 +269,8 @@ class StripSpace:
         """The best allowed variant of each shape, the fastest or that with the fewest pairs; infinite if none is."""
         key = (id(order), setting)
         if key not in self._known:
-            self._known[key] = self._prices(order, setting)
-        return self._known[key]
+            self._known[key] = order, self._prices(order, setting)
+        return self._known[key][1]
 
     def _prices(self, order: Order, setting: Setting) -> Prices:
         count = len(order.rows)
@@ -337,8 +345,7 @@ class StripSpace:
             orders.append(order)
             intervals.append(tuple(picked))
         total = self.cost.launch_us
-        together = _together(np.concatenate(durations), np.concatenate(counts))
-        total += makespan(*together, self.slots(setting), below - total)
+        total += makespan(np.concatenate(durations), np.concatenate(counts), self.slots(setting), below - total)
         if split_rows:
             total += self.cost.merge_us(split_rows, most)
         return Cut(setting, tuple(orders), tuple(intervals), max(self.floor_us, total), pairs)
@@ -352,9 +359,3 @@ def padded(value: np.ndarray, granule: int) -> np.ndarray:
 def _residents(most: int) -> Iterator[int]:
     """How many blocks may share a multiprocessor: all small numbers, then in steps that still make a difference."""
     yield from (r for r in (1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32) if r <= most)
-
-
-def _together(durations: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equal durations counted together."""
-    values, inverse = np.unique(durations, return_inverse=True)
-    return values, np.bincount(inverse, weights=counts, minlength=len(values)).astype(np.int64)
