@@ -21,7 +21,7 @@ from onnxopt.target.architecture import ARCHITECTURES
 from onnxopt.target.variant import Element, Resources
 
 FILE_NAME = "tuning-gpu.jsonl"
-SCHEMA = "onnxopt.tile-record/1"
+SCHEMA = "onnxopt.tile-record/2"
 MAX_FILE_BYTES = 64 << 20
 MAX_LINE_BYTES = 2048
 MAX_TEXT = 200
@@ -41,8 +41,9 @@ class TileRecord:
     ``variant`` is the shape as its ``describe()`` says it. For ``attention``, ``widths`` are the head's width and its
     values' width, and ``extent`` the rows and keys of the strip; for ``conv``, ``widths`` is the number of taps alone
     and ``extent`` the outputs and inputs of the part. ``microseconds`` leaves the launch out. ``registers`` (of a
-    thread) and ``shared_bytes`` (of a block) are the compiler's. ``versions`` names compiler and driver, ``clock_hz``
-    is the multiprocessors' clock during the measurement, ``date`` is written YYYY-MM-DD.
+    thread) and ``shared_bytes`` (of a block) are the compiler's. ``driver`` and ``nvrtc`` are versions, ``source`` is
+    the hash of the kernel's source and constants. ``clock_hz`` is the multiprocessors' clock during the measurement,
+    ``date`` is written YYYY-MM-DD.
     """
 
     kind: Kind
@@ -58,7 +59,9 @@ class TileRecord:
     threads: int
     registers: int
     shared_bytes: int
-    versions: str
+    driver: str
+    nvrtc: str
+    source: str
     clock_hz: float
     date: str
 
@@ -251,7 +254,9 @@ _CHECKS: Mapping[str, _Check] = {
     "threads": _whole(1, 4096),
     "registers": _whole(1, 1024),
     "shared_bytes": _whole(0, 4 << 20),
-    "versions": _text,
+    "driver": _text,
+    "nvrtc": _text,
+    "source": _text,
     "clock_hz": _number(1e8, 1e10),
     "date": _date,
 }

@@ -5,7 +5,7 @@ Slow and plain: every job is computed by itself. Nothing here comes from the cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ Array = npt.NDArray[Any]
 
 
 @dataclass
-class _Output:
-    """An output that remembers how often each of its vectors was written."""
+class Output:
+    """An output, batch x elements, that remembers how often each element of a batch element was written."""
 
     name: str
     values: Array
@@ -42,8 +42,8 @@ class _Output:
         return self.values
 
 
-def _output(name: str, batch: int, elements: int, stride: int, dtype: npt.DTypeLike) -> _Output:
-    return _Output(name, np.full((batch, elements), np.nan, dtype), np.zeros(elements, np.int64), stride)
+def _output(name: str, batch: int, elements: int, stride: int, dtype: npt.DTypeLike) -> Output:
+    return Output(name, np.full((batch, elements), np.nan, dtype), np.zeros(elements, np.int64), stride)
 
 
 def sparse_attention(
@@ -59,10 +59,32 @@ def sparse_attention(
 
     Computed in ``dtype``. Raises :class:`PlanError` where an output is not written exactly once.
     """
-    run = _Attention(kernel, tables, q, k, v, weight, np.dtype(dtype))
+    outputs = attention_outputs(kernel, tables, q, k, v, weight, dtype)
+    values = [output.finished() for output in outputs]
+    if not kernel["split"]:
+        return (values[0],)
+    return values[0].reshape(len(values[0]), kernel["slots"], kernel["value_width"]), values[1]
+
+
+def attention_outputs(
+    kernel: Mapping[str, Any],
+    tables: Mapping[str, Array],
+    q: Array,
+    k: Array,
+    v: Array,
+    weight: Array | None = None,
+    dtype: npt.DTypeLike = np.float64,
+    rounded: Callable[[Array], Array] = lambda weights: weights,
+) -> tuple[Output, ...]:
+    """What the lines of ``jobs`` write, which may be some of an operator's only: ``y``, or ``partial`` and ``lse``.
+
+    ``rounded`` is what happens to the exponentials before they weigh the values, in an implementation whose products
+    take narrower numbers than its sums.
+    """
+    run = _Attention(kernel, tables, q, k, v, weight, np.dtype(dtype), rounded)
     for job in tables["jobs"].tolist():
         run.job(job)
-    return run.outputs()
+    return (run.y, run.lse) if kernel["split"] else (run.y,)
 
 
 class _Attention:
@@ -75,8 +97,9 @@ class _Attention:
         v: Array,
         weight: Array | None,
         dtype: np.dtype[Any],
+        rounded: Callable[[Array], Array],
     ) -> None:
-        self.kernel, self.tables, self.dtype = kernel, tables, dtype
+        self.kernel, self.tables, self.dtype, self.rounded = kernel, tables, dtype, rounded
         self.tensors = {
             name: np.asarray(tensor).reshape(-1, kernel[name][0]).astype(dtype)
             for name, tensor in (("q", q), ("k", k), ("v", v))
@@ -90,13 +113,6 @@ class _Attention:
         else:
             elements, stride = kernel["y"]
             self.y = _output("y", batch, elements, stride, dtype)
-
-    def outputs(self) -> tuple[Array, ...]:
-        y = self.y.finished()
-        if not self.kernel["split"]:
-            return (y,)
-        slots = self.kernel["slots"]
-        return y.reshape(len(y), slots, self.kernel["value_width"]), self.lse.finished()
 
     def job(self, job: list[int]) -> None:
         variant_number, head, row_begin, rows, key_begin, keys, value_begin, tile_begin = job[:8]
@@ -173,9 +189,9 @@ class _Attention:
                 weighed = factors * powers
                 above, below = self.tables["epsilons"].astype(self.dtype)
                 weights = np.where(needed, weighed + above, 0)
-                return weights @ v / (weighed.sum(axis=-1, keepdims=True) + below), largest[..., 0]
+                return self.rounded(weights) @ v / (weighed.sum(axis=-1, keepdims=True) + below), largest[..., 0]
             total = powers.sum(axis=-1, keepdims=True)
-            return powers @ v / total, (np.log(total) + base)[..., 0]
+            return self.rounded(powers) @ v / total, (np.log(total) + base)[..., 0]
 
     def _store(self, result: Array, lse: Array, places: Array, shift: int) -> None:
         width = self.kernel["value_width"]

@@ -147,7 +147,9 @@ def _record(factor: float, **changes: object) -> TileRecord:
         threads=_VARIANT.threads,
         registers=90,
         shared_bytes=30_000,
-        versions="nvrtc 13.0",
+        driver="580.1",
+        nvrtc="13.0.88",
+        source="0123456789abcdef",
         clock_hz=1.83e9,
         date="2026-11-20",
     )

@@ -161,7 +161,22 @@ def test_times_never_fall_with_company_or_work(
 
 
 _RECORD = TileRecord(
-    "attention", "NVIDIA H200", "sm_90", "fp16", "v", (64, 64), (64, 64), False, 1, 10.0, 128, 96, 4096, "-", 1e9, "-"
+    "attention",
+    "NVIDIA H200",
+    "sm_90",
+    "fp16",
+    "v",
+    (64, 64),
+    (64, 64),
+    False,
+    1,
+    10.0,
+    128,
+    96,
+    4096,
+    *"---",
+    1e9,
+    "-",
 )
 
 

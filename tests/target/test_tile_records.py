@@ -36,7 +36,9 @@ RECORD = TileRecord(
     threads=128,
     registers=168,
     shared_bytes=41984,
-    versions="nvrtc 13.0, driver 580",
+    driver="580.1",
+    nvrtc="13.0.88",
+    source="0123456789abcdef",
     clock_hz=1.83e9,
     date="2026-11-20",
 )
@@ -66,7 +68,7 @@ def test_a_record_gives_the_compilers_resources() -> None:
 
 def test_damaged_lines_are_a_warning_and_the_rest_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "tiles.jsonl"
-    other = format_tile_record(RECORD).replace(b"tile-record/1", b"tile-record/9")
+    other = format_tile_record(RECORD).replace(b"tile-record/2", b"tile-record/9")
     damage = [b"{half a li\n", b"\xff\xfe\n", b"[]\n", other, b"[" * 2000 + b"\n", b"x" * 5000 + b"\n", b"\n"]
     path.write_bytes(format_tile_record(RECORD) + b"".join(damage) + format_tile_record(CONV))
     with caplog.at_level(logging.WARNING):
