@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from onnx import ModelProto
 
-from onnxopt.decide import Progress, SiteReport
-from onnxopt.deploy.manifest import (
-    Source,
-    check_manifest,
-    checked_file,
-    file_sha256,
-    package_versions,
-    write_manifest,
-)
-from onnxopt.deploy.rtx import BuildProgress, EngineInfo, build_engine, check_buildable
-from onnxopt.discover.refusal import Refusal
+from onnxopt.decide import Judge, Progress, SiteReport
+from onnxopt.deploy.manifest import Source, check_manifest, file_sha256, package_versions, write_manifest
+from onnxopt.deploy.rtx import BuildProgress, EngineInfo, build_engine
 from onnxopt.errors import InputError, VerificationError
+from onnxopt.forms import check_engine, check_forms, forms_of_model, written_forms
 from onnxopt.lower.compat import lower_for_parsers
 from onnxopt.lower.rewrite import copy_of
 from onnxopt.measure.paths import default_cache_dir
@@ -29,72 +22,33 @@ from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import default_opset
 from onnxopt.model.read import read_model
 from onnxopt.model.write import write_model
-from onnxopt.package import PLAN, PORTABLE, RTX_ENGINE, check_place, default_folder, new_package, write_json
-from onnxopt.report.figures import FIGURES, figures_document
+from onnxopt.package import (
+    PLAN,
+    PLUGIN,
+    PORTABLE,
+    RTX_ENGINE,
+    check_place,
+    default_folder,
+    new_package,
+    package_models,
+    portable_model,
+    write_json,
+)
+from onnxopt.report.figures import FIGURES
 from onnxopt.report.package_report import REPORT, rendered
+from onnxopt.results import Inspection, OptimizeResult, WrittenForm, WrittenModel, drawn_figures, plan_document
 from onnxopt.site_reports import Form
 from onnxopt.sites import Findings, carry_out, discover, judge_sites, whole_judge
 from onnxopt.target import Target, load_target
-from onnxopt.verification import VerifyReport, load_inputs, verify_models
+from onnxopt.target.variant import Element
+from onnxopt.verification import VerifyReport, load_inputs, verify_rewritten
+from onnxopt.verification.outcome import of_package
 from onnxopt.verification.structure import check_structure
+from onnxopt.written import prove_written
 
-INSPECT_SCHEMA = "onnxopt.inspect/1"
-PLAN_SCHEMA = "onnxopt.plan/1"
 Engine = Literal["rtx"]
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """Sites and refusals of a model for one target and form; nothing was changed."""
-
-    path: Path
-    opset: int
-    nodes: int
-    target: Target
-    form: Form
-    sites: tuple[SiteReport, ...]
-    refusals: tuple[Refusal, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """The document ``onnxopt.inspect/1``."""
-        return {
-            "schema": INSPECT_SCHEMA,
-            "model": {"path": str(self.path), "opset": self.opset, "nodes": self.nodes},
-            "target": self.target.name,
-            "form": self.form,
-            "sites": [site.inspected() for site in self.sites],
-            "refusals": [refusal.to_json() for refusal in self.refusals],
-        }
-
-
-@dataclass(frozen=True)
-class OptimizeResult:
-    """A written package: its folder, what was decided, how it was verified, and the engine if one was built.
-
-    ``timing`` is that of the whole model beside the original, where the target is this machine's CPU and it is known.
-
-    ``lowered`` counts operators that were written out because parsers lack them, ``notes`` is what else a user should
-    know.
-    """
-
-    package: Path
-    inspection: Inspection
-    nodes_after: int
-    lowered: tuple[str, ...]
-    notes: tuple[str, ...]
-    verification: VerifyReport | None
-    timing: PairTiming | None
-    engine: EngineInfo | None
-
-    @property
-    def sites(self) -> tuple[SiteReport, ...]:
-        """Every site with its decision."""
-        return self.inspection.sites
-
-    @property
-    def rewritten(self) -> tuple[SiteReport, ...]:
-        """The sites that were rewritten."""
-        return tuple(site for site in self.sites if site.decision == "rewrite")
+_ENGINES: Mapping[Engine, str] = {"rtx": "TensorRT-RTX"}
+_FILES: Mapping[Form, str] = {"plugin": PLUGIN, "portable": PORTABLE}
 
 
 def inspect(
@@ -102,22 +56,27 @@ def inspect(
     *,
     target: str = "auto",
     form: Form | None = None,
+    dtype: Element | None = None,
     cache: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Inspection:
     """Find the sites of a model and say what would be done with each; measures and changes nothing.
 
-    ``form`` defaults to ``portable`` for the CPU and ``plugin`` for a GPU. ``cache`` is the folder of the tuning
-    records. Raises :class:`onnxopt.InputError` for a model or target that cannot be used.
+    ``form`` defaults to ``portable`` for the CPU and ``plugin`` for a GPU, ``dtype``, in which kernels compute, to the
+    type of a site's own tensors. ``cache`` is the folder of the tuning records. Raises :class:`onnxopt.InputError` for
+    a model or target that cannot be used.
     """
     path = Path(model)
     chosen = load_target(target)
+    forms: tuple[Form, ...] = (form or ("portable" if chosen.is_cpu else "plugin"),)
+    check_forms(forms, dtype, chosen)
     proto = read_model(path)
     progress("looking for sites")
     findings = discover(proto)
-    form = form or ("portable" if chosen.is_cpu else "plugin")
-    reports = judge_sites(proto, findings, chosen, form=form, records=_records(cache), measure=False, progress=progress)
-    return _inspection(path, proto, findings, chosen, form, reports)
+    judged = judge_sites(
+        proto, findings, chosen, forms=forms, records=_records(cache), measure=False, dtype=dtype, progress=progress
+    )
+    return _inspection(path, proto, findings, chosen, judged)
 
 
 def optimize(
@@ -125,8 +84,9 @@ def optimize(
     out: str | Path | None = None,
     *,
     target: str = "auto",
-    form: Form | None = None,
+    form: WrittenForm | None = None,
     engine: Engine | None = None,
+    dtype: Element | None = None,
     objective: Literal["time", "waste"] = "time",
     measure: bool | None = None,
     verify: bool = True,
@@ -136,74 +96,115 @@ def optimize(
 ) -> OptimizeResult:
     """Rewrite the sites that win, verify the result, and write a package; build an engine if asked.
 
-    ``out`` is the package's folder, by default the model's name with the suffix ``.onnxopt``. ``measure`` defaults to
-    whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for bad input,
-    :class:`onnxopt.VerificationError` if the result does not agree with the original (nothing is written), and
-    :class:`onnxopt.MissingError` if the machine lacks what the engine needs.
+    ``out`` is the package's folder, by default the model's name with the suffix ``.onnxopt``. ``form`` defaults to
+    ``portable`` for the CPU and ``both`` for a GPU, ``dtype``, in which kernels compute, to the type of a site's own
+    tensors. ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for
+    bad input, :class:`onnxopt.VerificationError` if the result does not agree with the original (nothing is written),
+    and :class:`onnxopt.MissingError` if the machine lacks what the engine needs.
     """
     path = Path(model)
     chosen = load_target(target)
-    if form == "plugin":
-        raise InputError("--form plugin: this version writes the portable form only; use --form portable")
-    if engine is not None and chosen.architecture is None:
-        raise InputError(f"--engine {engine}: target '{chosen.name}' is no GPU; name one, for example --target sm_89")
-    if engine is not None and chosen.architecture is not None:
-        check_buildable(chosen.architecture)
+    forms = written_forms(form, chosen)
+    check_forms(forms, dtype, chosen)
+    if engine is not None:
+        check_engine(engine, forms, chosen)
     folder = Path(out) if out is not None else default_folder(path)
     check_place(folder, path)
     proto = read_model(path)
+    forms = forms_of_model(proto, form, forms, path, engine is not None)
     progress("looking for sites")
     findings = discover(proto)
     measured = chosen.is_cpu if measure is None else measure
-    reports = judge_sites(
+    judged = judge_sites(
         proto,
         findings,
         chosen,
-        form="portable",
+        forms=forms,
         records=_records(cache),
         measure=measured,
         objective=objective,
+        dtype=dtype,
         progress=progress,
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)
-    outcome = carry_out(proto, reports, judge)
-    result = copy_of(proto) if outcome.model is proto else outcome.model
-    lowered, _ = lower_for_parsers(result)
-    inspection = _inspection(path, proto, findings, chosen, "portable", outcome.reports)
-    verification = _verified(proto, result, inspection, progress) if verify else None
-    with new_package(folder) as draft:
+    drafts = [_draft(proto, form, judged[form], judge, path, verify, progress) for form in forms]
+    inspection = _inspection(path, proto, findings, chosen, {d.form: d.reports for d in drafts})
+    with new_package(folder) as place:
         progress("writing the package")
-        write_model(result, draft / PORTABLE)
-        note = check_structure(draft / PORTABLE, path) if verify else ""
+        notes = _write_models(drafts, place, path if verify else None)
         versions = package_versions(engine)
-        write_json(draft / PLAN, _plan_document(inspection))
-        write_json(draft / FIGURES, _figures_document(inspection))
-        (draft / REPORT).write_bytes(rendered(draft, versions))
+        write_json(place / PLAN, plan_document(inspection))
+        write_json(place / FIGURES, drawn_figures(inspection))
+        (place / REPORT).write_bytes(rendered(place, versions))
         built = None
         if engine == "rtx":
-            place = draft / RTX_ENGINE
-            built = build_engine(result, arch=chosen.architecture or "", out=place, progress=engine_progress)
+            portable = next(d.model for d in drafts if d.form == "portable")
+            where = place / RTX_ENGINE
+            built = build_engine(portable, arch=chosen.architecture or "", out=where, progress=engine_progress)
             built = replace(built, path=folder / RTX_ENGINE)
-        files = [item.name for item in draft.iterdir()]
-        source = Source(file_sha256(path), default_opset(proto))
         write_manifest(
-            draft,
+            place,
             target=chosen.name,
             versions=versions,
-            source=source,
-            files=files,
+            source=Source(file_sha256(path), default_opset(proto)),
+            files=[item.name for item in place.iterdir()],
             engines={RTX_ENGINE: chosen.name},
         )
+    lowered = drafts[0].lowered
+    written = tuple(
+        WrittenModel(_FILES[d.form], d.form, len(d.model.graph.node), tuple(d.reports), d.verification) for d in drafts
+    )
     return OptimizeResult(
         folder,
         inspection,
-        len(result.graph.node),
+        written,
         (f"{lowered} Col2Im",) if lowered else (),
-        (note,) if note else (),
-        verification,
-        outcome.timing,
+        notes,
+        drafts[0].timing,
         built,
     )
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A model that is ready to be written; ``lowered`` counts the operators that were written out for parsers."""
+
+    form: Form
+    model: ModelProto
+    reports: list[SiteReport]
+    timing: PairTiming | None
+    lowered: int
+    verification: VerifyReport | None
+
+
+def _draft(
+    proto: ModelProto,
+    form: Form,
+    reports: list[SiteReport],
+    judge: Judge,
+    path: Path,
+    verify: bool,
+    progress: Progress,
+) -> _Draft:
+    """Carry out the decisions for one form; raises VerificationError where the result is not the original."""
+    outcome = carry_out(proto, reports, judge)
+    model = copy_of(proto) if outcome.model is proto else outcome.model
+    lowered, _ = lower_for_parsers(model)
+    verification = _verified(proto, model, outcome.reports, path, progress) if verify else None
+    return _Draft(form, model, outcome.reports, outcome.timing, lowered, verification)
+
+
+def _write_models(drafts: Sequence[_Draft], place: Path, original: Path | None) -> tuple[str, ...]:
+    """Write the models, and prove what can be proved of the files; ``original`` is None where that is not wanted."""
+    notes = []
+    for draft in drafts:
+        file = place / _FILES[draft.form]
+        write_model(draft.model, file)
+        if draft.form == "plugin":
+            prove_written(file, draft.reports)
+        if original is not None:
+            notes.append(check_structure(file, original))
+    return tuple(dict.fromkeys(note for note in notes if note))
 
 
 def verify(
@@ -215,15 +216,19 @@ def verify(
 ) -> VerifyReport:
     """Compare two models on fresh random inputs, or on the arrays of an ``.npz`` file, by the numeric rule.
 
-    Either may be a package: its portable model counts, after it was checked against the manifest.
+    Either may be a package, which is checked against its manifest: the last model of an original counts, and every
+    model of a candidate is compared.
     """
-    first, second = read_model(_model_file(original)), read_model(_model_file(candidate))
+    first = read_model(_model_files(original)[-1])
     given = load_inputs(inputs, first) if inputs is not None else None
-    return verify_models(first, second, inputs=given, progress=progress)
+    reports = {}
+    for file in _model_files(candidate):
+        reports[file.name] = verify_rewritten(first, read_model(file), inputs=given, progress=progress)
+    return of_package(reports)
 
 
-def _model_file(path: str | Path) -> Path:
-    return checked_file(path, PORTABLE) if Path(path).is_dir() else Path(path)
+def _model_files(path: str | Path) -> tuple[Path, ...]:
+    return package_models(Path(path)) if Path(path).is_dir() else (Path(path),)
 
 
 def build(
@@ -255,7 +260,7 @@ def _build_in_package(
 ) -> EngineInfo:
     manifest = check_manifest(folder)
     chosen = _gpu_target(target or manifest.target)
-    model = checked_file(folder, PORTABLE)
+    model = portable_model(folder, f"an engine of {_ENGINES[engine]}")
     info = build_engine(model, arch=chosen, out=folder / RTX_ENGINE, progress=progress)
     files = sorted({entry.path for entry in manifest.files} | {RTX_ENGINE})
     versions = {**manifest.versions, **package_versions(engine)}
@@ -273,34 +278,26 @@ def _gpu_target(name: str) -> str:
     return architecture
 
 
-def _verified(proto: ModelProto, result: ModelProto, inspection: Inspection, progress: Progress) -> VerifyReport:
+def _verified(
+    proto: ModelProto, result: ModelProto, reports: Sequence[SiteReport], path: Path, progress: Progress
+) -> VerifyReport:
     progress("verifying")
-    watched = [(s.id, name) for s in inspection.sites if s.rewrite for name in s.rewrite.replaces]
-    report = verify_models(proto, result, sites=watched, progress=progress)
+    watched = [(s.id, name) for s in reports if s.rewrite for name in s.rewrite.replaces]
+    report = verify_rewritten(proto, result, sites=watched, progress=progress)
     if not report.passed:
-        raise VerificationError(f"{inspection.path}: {report.explain()}; nothing was written")
+        raise VerificationError(f"{path}: {report.explain()}; nothing was written")
     return report
 
 
-def _plan_document(inspection: Inspection) -> dict[str, Any]:
-    document = inspection.to_json()
-    document["schema"] = PLAN_SCHEMA
-    # A package may be moved; where its model once was says nothing.
-    document["model"]["path"] = inspection.path.name
-    document["sites"] = [site.inspected() | site.planned for site in inspection.sites]
-    return document
-
-
-def _figures_document(inspection: Inspection) -> dict[str, Any]:
-    return figures_document({site.id: site.draw() for site in inspection.sites if site.draw is not None})
-
-
 def _inspection(
-    path: Path, proto: ModelProto, findings: Findings, target: Target, form: Form, reports: list[SiteReport]
+    path: Path,
+    proto: ModelProto,
+    findings: Findings,
+    target: Target,
+    judged: Mapping[Form, Sequence[SiteReport]],
 ) -> Inspection:
-    return Inspection(
-        path, default_opset(proto), len(proto.graph.node), target, form, tuple(reports), findings.refusals
-    )
+    decided = tuple((form, tuple(reports)) for form, reports in judged.items())
+    return Inspection(path, default_opset(proto), len(proto.graph.node), target, decided, findings.refusals)
 
 
 def _records(cache: Path | None) -> Path:

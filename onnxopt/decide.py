@@ -6,7 +6,7 @@ stays as it was, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +24,10 @@ from onnxopt.measure.sessions import time_models, time_regions
 from onnxopt.measure.timing import PairTiming, TimingLimits
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.estimate import cpu_seconds, data_work, gpu_seconds
+from onnxopt.plan.tables import AttentionTables
 from onnxopt.report.picture import Picture
 from onnxopt.target import Target
+from onnxopt.target.variant import Element
 from onnxopt.verification import draw_inputs
 
 Progress = Callable[[str], None]
@@ -44,6 +46,15 @@ Drawing = Callable[[], Sequence[Picture]]
 
 
 @dataclass(frozen=True)
+class PluginSource:
+    """What a site in the plugin form was written from, to prove what is read back: ``shapes`` are the tensors'."""
+
+    site: AttentionSite
+    tables: AttentionTables
+    shapes: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
 class SiteReport:
     """What is known and decided about one site: its fields in ``onnxopt.inspect/1`` and `plan.json`, its pictures."""
 
@@ -57,6 +68,7 @@ class SiteReport:
     planned: dict[str, Any] = field(default_factory=dict)
     draw: Drawing | None = field(default=None, compare=False)
     rewrite: Rewrite | None = None
+    plugin: PluginSource | None = field(default=None, compare=False)
 
     def inspected(self) -> dict[str, Any]:
         """The entry of ``sites`` in ``onnxopt.inspect/1``."""
@@ -75,7 +87,11 @@ class SiteReport:
 
     def kept(self, reason: str) -> SiteReport:
         """The same site, not rewritten."""
-        return replace(self, decision="keep", reason=reason, rewrite=None)
+        return replace(self, decision="keep", reason=reason, rewrite=None, plugin=None)
+
+    def verdict(self) -> dict[str, Any]:
+        """The decision alone, for documents about several forms."""
+        return {name: self.inspected()[name] for name in ("decision", "reason", "predicted_gain")}
 
 
 @dataclass(frozen=True)
@@ -89,15 +105,17 @@ class Judge:
     measure: bool
     progress: Progress
 
-    def judge(self, report: SiteReport, inputs: Sequence[str], rewrite: Rewrite) -> SiteReport:
-        """Decide for a site whose rewritten form is ``rewrite``."""
+    def judge(
+        self, report: SiteReport, inputs: Sequence[str], rewrite: Rewrite, element: Element = "fp32"
+    ) -> SiteReport:
+        """Decide for a site whose rewritten form is ``rewrite``; its tensors are of the type ``element``."""
         try:
             original = extract_region(self.model, self.graph, inputs, rewrite.replaces)
             part = rewritten_part(self.model, self.graph, rewrite)
             candidate = extract_region(part, self.graph, inputs, rewrite.replaces)
         except InputError as error:
             return report.kept(f"its surroundings cannot be cut out to be judged: {error}")
-        gain = self._predicted(original, candidate)
+        gain = self._predicted(original, candidate, element)
         report = replace(report, predicted_gain=gain)
         if not self.target.is_cpu:
             if gain < PREDICTED_MARGIN:
@@ -135,12 +153,12 @@ class Judge:
             self.records.add(Record(key, "model", timing, environment))
         return timing
 
-    def _predicted(self, original: ModelProto, candidate: ModelProto) -> float:
+    def _predicted(self, original: ModelProto, candidate: ModelProto, element: Element) -> float:
         before, after = (data_work(view(model, batch=self.graph.batch)) for model in (original, candidate))
         if self.target.cpu is not None:
             return cpu_seconds(before, self.target.cpu) / cpu_seconds(after, self.target.cpu)
         gpu = self.target.need_gpu_profile()
-        return gpu_seconds(before, gpu) / gpu_seconds(after, gpu)
+        return gpu_seconds(before, gpu, element, element) / gpu_seconds(after, gpu, element, element)
 
     def _timing(self, report: SiteReport, original: ModelProto, candidate: ModelProto) -> PairTiming | None:
         environment = current_environment()

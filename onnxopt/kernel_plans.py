@@ -29,7 +29,10 @@ from onnxopt.validate import validate_attention_schedule, validate_conv_schedule
 
 @dataclass(frozen=True)
 class KernelPlanner:
-    """Plans for one GPU: ``records`` are measured tile times, ``cache`` keeps what was planned before."""
+    """Plans for one GPU: ``records`` are measured tile times, ``cache`` keeps what was planned before.
+
+    ``element`` is the compute type of the kernels.
+    """
 
     gpu: GpuProfile
     objective: Objective
@@ -38,10 +41,14 @@ class KernelPlanner:
     cache: PlanCache = field(default_factory=lambda: PlanCache(None))
 
     @classmethod
-    def at(cls, gpu: GpuProfile, objective: Objective, folder: Path | None) -> KernelPlanner:
+    def at(cls, gpu: GpuProfile, objective: Objective, folder: Path | None, element: Element = "fp16") -> KernelPlanner:
         """A planner with the records and plans of a cache folder; None where there is none."""
         records = read_tile_records(folder / FILE_NAME) if folder is not None else ()
-        return cls(gpu, objective, records=records, cache=PlanCache(folder))
+        return cls(gpu, objective, element, records, PlanCache(folder))
+
+    def computing_in(self, element: Element) -> KernelPlanner:
+        """The same planner for kernels of another compute type."""
+        return replace(self, element=element)
 
     def attention(self, site: AttentionSite, top: int = 1) -> tuple[AttentionSchedule, ...]:
         """The best schedules of a site; raises InputError where it has no row to compute."""
@@ -99,6 +106,7 @@ def described(schedule: AttentionSchedule | ConvSchedule) -> dict[str, Any]:
     """A schedule's fields of an entry in `plan.json`."""
     forecast, proof = schedule.forecast, schedule.proof
     result: dict[str, Any] = {
+        "dtype": schedule.element,
         "reorder": _orders(schedule),
         "variants": [f"{count} x {name}" for name, count in _variants(schedule)],
         "resident_blocks": schedule.resident,

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from onnxopt.deploy.manifest import FILE_NAME, read_manifest
+from onnxopt.deploy.manifest import FILE_NAME, checked_file, read_manifest
 from onnxopt.errors import InputError
 from onnxopt.model.files import atomic_write
 
 PORTABLE = "model.portable.onnx"
+PLUGIN = "model.onnx"
 PLAN = "plan.json"
 RTX_ENGINE = "model.rtx.engine"
 
@@ -24,6 +25,31 @@ RTX_ENGINE = "model.rtx.engine"
 def default_folder(model: Path) -> Path:
     """Where the package of a model goes: ``swin.onnx`` to ``swin.onnxopt`` beside it."""
     return model.with_suffix(".onnxopt")
+
+
+def package_models(folder: Path) -> tuple[Path, ...]:
+    """The models of a package, the one with operators of our own first, after comparing them with the manifest.
+
+    Raises InputError for a folder that is no intact package, and for one without a model.
+    """
+    listed = {entry.path for entry in read_manifest(folder).files}
+    found = tuple(checked_file(folder, name) for name in (PLUGIN, PORTABLE) if name in listed)
+    if not found:
+        raise InputError(f"{folder}: lists neither {PLUGIN} nor {PORTABLE}, so it holds no model; optimize it again")
+    return found
+
+
+def portable_model(folder: Path, purpose: str) -> Path:
+    """The portable model of a package, after comparing it with the manifest.
+
+    Raises InputError where there is none; ``purpose`` says what it was needed for.
+    """
+    if read_manifest(folder).entry(PORTABLE) is None and read_manifest(folder).entry(PLUGIN) is not None:
+        raise InputError(
+            f"{folder}: has only {PLUGIN}, whose operators are plugins; {purpose} needs {PORTABLE}: optimize the "
+            "model again with --form both"
+        )
+    return checked_file(folder, PORTABLE)
 
 
 def check_place(folder: Path, model: Path) -> None:

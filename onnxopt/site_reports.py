@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from onnx import TensorProto
 
 from onnxopt.decide import (
     PREDICTED_MARGIN,
     Drawing,
     Judge,
+    PluginSource,
     SiteReport,
     every_pair,
     found_attention,
@@ -23,17 +28,19 @@ from onnxopt.errors import InputError
 from onnxopt.kernel_plans import KernelPlanner, described
 from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.convolution import lower_convolution
+from onnxopt.lower.plugin import PluginWriter
 from onnxopt.measure.extract import extract_region
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.attention import AttentionPlan, filled_rows, plan_attention
 from onnxopt.plan.conv_cost import bound_seconds
-from onnxopt.plan.conv_roofline import original_seconds
 from onnxopt.plan.convolution import ConvPlan
 from onnxopt.plan.estimate import data_work, gpu_seconds
 from onnxopt.plan.rates import CpuRates, GpuRates
-from onnxopt.plan.schedule import AttentionSchedule, ConvSchedule, Objective
+from onnxopt.plan.schedule import AttentionSchedule, Objective
+from onnxopt.plan.tables import NoTables, attention_tables
 from onnxopt.report.pictures import attention_pictures, conv_pictures, layout_pictures, portable_pictures
 from onnxopt.target import CpuProfile, Target, load_target
+from onnxopt.target.variant import Element
 from onnxopt.validate import (
     validate_attention_plan,
     validate_attention_tables,
@@ -42,97 +49,187 @@ from onnxopt.validate import (
 )
 
 Form = Literal["plugin", "portable"]
+ELEMENTS: tuple[Element, ...] = get_args(Element)
 _OWN = "its nodes are named onnxopt/...: a schedule that an earlier run wrote"
 _DENSE = "dense: every query needs every key"
+_LOSES_DIGITS = "rows without keys carry a large constant and a bias, and float32 sums them in one order only"
+_NO_CONV_KERNEL = "there are no kernels for convolutions in this version, so the plugin form has the portable one's"
+_ELEMENTS: dict[int, Element] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+}
 
 
-def attention_report(
-    judge: Judge, site: AttentionSite, form: Form, objective: Objective, kernels: KernelPlanner | None
-) -> SiteReport:
-    """Plan one attention and decide; ``kernels`` plans for kernels of our own where the target is a GPU."""
+@dataclass(frozen=True)
+class Planning:
+    """How the sites of one model are planned.
+
+    ``kernels`` plans for kernels of our own where the target is a GPU, ``writer`` writes them, and ``dtype`` is the
+    type they compute in (None: that of a site's own tensors).
+    """
+
+    judge: Judge
+    objective: Objective
+    kernels: KernelPlanner | None = None
+    writer: PluginWriter | None = None
+    dtype: Element | None = None
+
+    def kernels_for(self, tensor: str) -> KernelPlanner | None:
+        """The planner in the type that a site computes in; raises InputError for tensors of a type without kernels."""
+        if self.kernels is None:
+            return None
+        own = tensor_element(self.judge.graph, tensor)
+        if self.dtype is None and own is None:
+            kind = TensorProto.DataType.Name(self.judge.graph.element_type(tensor)).lower()
+            raise InputError(f"its tensors are {kind}; kernels compute in {', '.join(ELEMENTS)}: choose one by --dtype")
+        return self.kernels.computing_in(self.dtype or own or "fp32")
+
+
+def tensor_element(graph: Graph, tensor: str) -> Element | None:
+    """The compute type that a tensor's own type is; None where kernels have none of it."""
+    return _ELEMENTS.get(graph.element_type(tensor))
+
+
+def attention_reports(planning: Planning, site: AttentionSite, forms: Sequence[Form]) -> dict[Form, SiteReport]:
+    """Plan one attention, and decide for each form."""
+    judge = planning.judge
     report = SiteReport(site.id, "attention", found_attention(site), "keep", "")
+
+    def all_kept(reason: str) -> dict[Form, SiteReport]:
+        return {form: report.kept(reason) for form in forms}
+
     if own_nodes(judge.graph, site.nodes):
-        return report.kept(_OWN)
+        return all_kept(_OWN)
     if not len(filled_rows(site)):
-        return report.kept("no query has a key: all its results are zeros")
+        return all_kept("no query has a key: all its results are zeros")
     schedule, refusal = None, ""
-    if kernels is not None:
-        try:
+    try:
+        kernels = planning.kernels_for(site.q.sources[0].tensor)
+        if kernels is not None:
             schedule = kernels.attention(site)[0]
             report = replace(report, planned=described(schedule), draw=partial(attention_pictures, site, schedule))
-        except InputError as error:
-            refusal = str(error)
+    except InputError as error:
+        refusal = str(error)
     if site.runtime:
         _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
         named = ", ".join(f"'{name}'" for name in inputs)
-        return report.kept(f"its mask depends on the model's input {named}, so its pattern is not fixed")
-    if form == "plugin":
-        if schedule is None:
-            return report.kept(f"it cannot be planned for a kernel: {refusal}")
-        return _attention_by_kernel(judge, site, report, schedule)
-    if every_pair(site):
-        return report.kept(_DENSE)
-    if loses_digits(site):
-        return report.kept(
-            "rows without keys carry a large constant and a bias, and float32 sums them in one order only"
-        )
-    plan = plan_attention(site, _rates(judge.target), objective)
-    report = _with_written(report, _planned_attention(plan), partial(portable_pictures, site, plan))
-    if plan.computed >= site.heads * site.rows * len(site.key_tokens):
-        return report.kept("its pattern leaves no schedule that is cheaper than computing every pair")
-    rewrite = lower_attention(site, plan, judge.graph)
-    validate_attention_plan(site, plan)
-    validate_attention_tables(site, rewrite, judge.graph)
-    return judge.judge(report, site.inputs, rewrite)
+        return all_kept(f"its mask depends on the model's input {named}, so its pattern is not fixed")
+    work = _Attention(planning, site, report)
+    decided: dict[Form, SiteReport] = {}
+    for form in forms:
+        if form == "portable":
+            decided[form] = work.portable()
+        elif schedule is None:
+            decided[form] = report.kept(f"it cannot be planned for a kernel: {refusal}")
+        else:
+            decided[form] = work.plugin(schedule)
+    return decided
 
 
-def _attention_by_kernel(
-    judge: Judge, site: AttentionSite, report: SiteReport, schedule: AttentionSchedule
-) -> SiteReport:
-    region = extract_region(judge.model, judge.graph, site.inputs, [site.output])
-    gpu = judge.target.need_gpu_profile()
-    before = gpu_seconds(data_work(view(region, batch=judge.graph.batch)), gpu)
-    if every_pair(site) and not schedule.forecast.measured:
-        return report.kept(f"{_DENSE}; a kernel takes its place only where measured tile times say that it wins")
-    return _by_one_kernel(report, before, schedule)
+@dataclass
+class _Attention:
+    """One attention that can be planned; its schedule in standard operators is made once, whoever asks for it."""
+
+    planning: Planning
+    site: AttentionSite
+    report: SiteReport
+
+    @cached_property
+    def plan(self) -> AttentionPlan:
+        plan = plan_attention(self.site, _rates(self.planning.judge.target), self.planning.objective)
+        validate_attention_plan(self.site, plan)
+        return plan
+
+    def portable(self) -> SiteReport:
+        """The decision for standard operators."""
+        site, judge = self.site, self.planning.judge
+        if every_pair(site):
+            return self.report.kept(_DENSE)
+        if loses_digits(site):
+            return self.report.kept(_LOSES_DIGITS)
+        plan = self.plan
+        report = _with_written(self.report, _planned_attention(plan), partial(portable_pictures, site, plan))
+        if plan.computed >= site.heads * site.rows * len(site.key_tokens):
+            return report.kept("its pattern leaves no schedule that is cheaper than computing every pair")
+        rewrite = lower_attention(site, plan, judge.graph)
+        validate_attention_tables(site, rewrite, judge.graph)
+        return judge.judge(report, site.inputs, rewrite, tensor_element(judge.graph, site.output) or "fp32")
+
+    def plugin(self, schedule: AttentionSchedule) -> SiteReport:
+        """The decision for a kernel of its own."""
+        site, report, judge = self.site, self.report, self.planning.judge
+        if every_pair(site) and not schedule.forecast.measured:
+            return report.kept(f"{_DENSE}; a kernel takes its place only where measured tile times say that it wins")
+        if loses_digits(site):
+            return report.kept(_LOSES_DIGITS)
+        try:
+            region = extract_region(judge.model, judge.graph, site.inputs, [site.output])
+        except InputError as error:
+            return report.kept(f"its surroundings cannot be cut out to be judged: {error}")
+        stored = tensor_element(judge.graph, site.output) or "fp32"
+        gpu = judge.target.need_gpu_profile()
+        before = gpu_seconds(data_work(view(region, batch=judge.graph.batch)), gpu, schedule.element, stored)
+        gain = before * 1e6 / schedule.forecast.predicted_us
+        report = replace(report, predicted_gain=gain)
+        said = f"one kernel in {schedule.element} is predicted {gain:.2f} times as fast"
+        if schedule.forecast.measured:
+            said += " by measured tile times"
+        if gain < PREDICTED_MARGIN:
+            return report.kept(f"{said}, under {PREDICTED_MARGIN}")
+        return self._written(replace(report, decision="rewrite", reason=said), schedule)
+
+    def _written(self, report: SiteReport, schedule: AttentionSchedule) -> SiteReport:
+        """The site with its operator, proved; kept where no tables can say what it computes."""
+        site, graph = self.site, self.planning.judge.graph
+        shapes = {name: graph.shape(name) or () for name in site.inputs}
+        try:
+            tables = attention_tables(site, schedule, shapes=shapes)
+        except NoTables as error:
+            return report.kept(f"no table can hold what its kernel needs: {str(error).removeprefix(f'{site.id}: ')}")
+        writer = self.planning.writer or PluginWriter(graph)
+        rewrite, body = writer.lower(site, schedule, tables, self.plan)
+        if body is not None and body.rewrite is not None:
+            validate_attention_tables(body.site, body.rewrite, body.graph)
+        return replace(report, rewrite=rewrite, plugin=PluginSource(site, tables, shapes))
 
 
-def _by_one_kernel(report: SiteReport, before: float, schedule: AttentionSchedule | ConvSchedule) -> SiteReport:
-    """The decision for the plugin form: one kernel in place of nodes that take ``before`` seconds."""
-    gain = before * 1e6 / schedule.forecast.predicted_us
-    report = replace(report, predicted_gain=gain)
-    if gain < PREDICTED_MARGIN:
-        return report.kept(f"one kernel is predicted {gain:.2f} times as fast, under {PREDICTED_MARGIN}")
-    return replace(report, decision="rewrite", reason=f"one kernel is predicted {gain:.2f} times as fast")
+def convolution_reports(
+    planning: Planning, site_id: str, plan: ConvPlan, forms: Sequence[Form]
+) -> dict[Form, SiteReport]:
+    """Decide for one convolution, ``plan`` being its portable form.
+
+    It has no kernel of its own in this version: what holds for the portable form holds for both.
+    """
+    report = _convolution_report(planning, site_id, plan)
+    decided: dict[Form, SiteReport] = {}
+    for form in forms:
+        judged = form == "plugin" and report.predicted_gain is not None
+        decided[form] = replace(report, reason=f"{report.reason}; {_NO_CONV_KERNEL}") if judged else report
+    return decided
 
 
-def convolution_report(
-    judge: Judge, site_id: str, plan: ConvPlan, form: Form, kernels: KernelPlanner | None
-) -> SiteReport:
-    """Decide for one convolution, ``plan`` being its portable form."""
-    site = plan.site
+def _convolution_report(planning: Planning, site_id: str, plan: ConvPlan) -> SiteReport:
+    judge, site = planning.judge, plan.site
     report = SiteReport(site_id, "conv", site.to_json(), "keep", "")
     del report.found["kind"]
     if own_nodes(judge.graph, site.nodes):
         return report.kept(_OWN)
     if site.pattern == "dense":
         return report.kept("dense: every output uses every input")
-    if kernels is not None and site.connections:
-        try:
+    if planning.kernels is not None and site.connections:
+        # What a kernel would take is told; nothing that is written needs it.
+        with suppress(InputError):
+            kernels = planning.kernels_for(site.output) or planning.kernels
             schedule = kernels.convolution(site, judge.graph)[0]
-        except InputError as error:
-            return report.kept(f"it cannot be planned for a kernel: {error}")
-        report = replace(report, planned=described(schedule), draw=partial(conv_pictures, site, schedule))
-        if form == "plugin":
-            before = original_seconds(site, judge.graph, judge.target.need_gpu_profile())
-            return _by_one_kernel(report, before, schedule)
+            report = replace(report, planned=described(schedule), draw=partial(conv_pictures, site, schedule))
     if plan.decision == "keep":
         return replace(report, predicted_gain=plan.predicted_gain).kept(plan.reason)
     report = _with_written(report, _planned_convolution(plan, judge.graph), partial(layout_pictures, site, plan))
     rewrite = lower_convolution(site_id, plan, judge.graph)
     validate_conv_plan(plan)
     validate_conv_weights(plan, rewrite, judge.graph)
-    return judge.judge(report, plan.inputs, rewrite)
+    return judge.judge(report, plan.inputs, rewrite, tensor_element(judge.graph, site.output) or "fp32")
 
 
 def _with_written(report: SiteReport, planned: dict[str, Any], draw: Drawing) -> SiteReport:

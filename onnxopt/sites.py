@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto
@@ -14,14 +15,17 @@ from onnxopt.discover.conv_site import ConvSite
 from onnxopt.discover.convolution import find_convolutions
 from onnxopt.discover.refusal import Refusal, node_name
 from onnxopt.kernel_plans import KernelPlanner
-from onnxopt.lower.rewrite import apply_rewrites
+from onnxopt.lower.plugin import PluginWriter
+from onnxopt.lower.plugin_nodes import has_plugin_nodes
+from onnxopt.lower.rewrite import apply_rewrites, is_plugin_node
 from onnxopt.measure.records import RecordStore
 from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import Graph, nodes_within, symbolic_batch, view
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.plan.schedule import Objective
-from onnxopt.site_reports import Form, attention_report, convolution_report, reference_cpu
+from onnxopt.site_reports import Form, Planning, attention_reports, convolution_reports, reference_cpu
 from onnxopt.target import Target
+from onnxopt.target.variant import Element
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,15 @@ def discover(model: ModelProto) -> Findings:
     graph = view(model, batch=2 if symbolic_batch(model) else 1)
     attention, refusals = find_attention(graph)
     convolutions, conv_refusals = find_convolutions(graph)
-    return Findings(graph, tuple(attention), tuple(convolutions), (*refusals, *conv_refusals, *_not_searched(graph)))
+    found = (*refusals, *conv_refusals, *_not_searched(graph), *_written_before(graph))
+    return Findings(graph, tuple(attention), tuple(convolutions), found)
+
+
+def _written_before(graph: Graph) -> list[Refusal]:
+    """A refusal for each operator of our own, which is final."""
+    reason = "an operator of our own: an earlier run of onnxopt wrote this"
+    own = [node for node in graph.nodes if is_plugin_node(node)]
+    return [Refusal(node_name(node), node.op_type.partition("_")[0], reason) for node in own]
 
 
 def _not_searched(graph: Graph) -> list[Refusal]:
@@ -54,6 +66,7 @@ def _not_searched(graph: Graph) -> list[Refusal]:
     return refusals
 
 
+_WRITTEN_BEFORE = "an earlier run of onnxopt wrote this model; optimise the original instead"
 # A margin below what is worth building; measuring or the target's own prediction has the last word.
 _CONV_MARGIN = 0.9
 
@@ -63,26 +76,32 @@ def judge_sites(
     findings: Findings,
     target: Target,
     *,
-    form: Form,
+    forms: Sequence[Form],
     records: Path | None,
     measure: bool,
     objective: Objective = "time",
+    dtype: Element | None = None,
     progress: Progress = lambda _: None,
-) -> list[SiteReport]:
-    """Plan and decide every site for one target and form, in the order attention, convolution.
+) -> dict[Form, list[SiteReport]]:
+    """Plan every site once and decide it for each form, in the order attention, convolution.
 
-    ``records`` is the file of tuning records (None: there are none), beside which plans are kept. Only the portable
-    form on a CPU is measured.
+    ``records`` is the file of tuning records (None: there are none), beside which plans are kept. ``dtype`` is the type
+    that kernels compute in, by default that of a site's own tensors. Only the portable form on a CPU is measured.
     """
     judge = whole_judge(model, findings, target, records=records, measure=measure, progress=progress)
-    kernels = None
-    if form == "plugin" or target.gpu is not None:
+    planning = Planning(judge, objective, dtype=dtype)
+    if "plugin" in forms or target.gpu is not None:
         folder = records.parent if records is not None else None
         kernels = KernelPlanner.at(target.need_gpu_profile(), objective, folder)
+        planning = replace(planning, kernels=kernels, writer=PluginWriter(findings.graph))
     progress("planning")
-    reports = [attention_report(judge, site, form, objective, kernels) for site in findings.attention]
+    judged = [attention_reports(planning, site, forms) for site in findings.attention]
     for number, plan in enumerate(_conv_plans(findings, target)):
-        reports.append(convolution_report(judge, f"conv-{number}", plan, form, kernels))
+        judged.append(convolution_reports(planning, f"conv-{number}", plan, forms))
+    reports = {form: [decided[form] for decided in judged] for form in forms}
+    if has_plugin_nodes(model):
+        # Names of new nodes could be those of the earlier run, whose sites are no longer there to be counted.
+        return {form: [report.kept(_WRITTEN_BEFORE) for report in found] for form, found in reports.items()}
     return reports
 
 

@@ -256,7 +256,13 @@ def test_a_result_that_does_not_verify_is_not_written(model: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "plugin"}, "this version writes the portable form only"),
+        ({"form": "plugin"}, "the plugin form needs kernels, and target 'cpu' is no GPU; use --form portable"),
+        ({"form": "both"}, "the plugin form needs kernels"),
+        ({"dtype": "fp16"}, "--dtype fp16 is the type that kernels compute in.*leave out --dtype"),
+        ({"target": "sm_75", "dtype": "bf16"}, r"NVIDIA T4 \(sm_75\) do not take 'bf16'; allowed there: fp16, fp32"),
+        ({"target": "sm_75", "dtype": "tf32"}, "do not take 'tf32'"),
+        ({"target": "sm_90", "form": "portable", "dtype": "fp16"}, "the portable form has none"),
+        ({"target": "sm_89", "form": "plugin", "engine": "rtx"}, "--engine rtx has no plugins"),
         ({"engine": "rtx"}, "target 'cpu' is no GPU; name one, for example --target sm_89"),
         ({"target": "gpu"}, "unknown target 'gpu'; allowed: cpu, auto, sm_75"),
     ],
@@ -278,7 +284,7 @@ def test_a_missing_engine_builder_leaves_nothing(model: Path, monkeypatch: pytes
 def test_an_engine_becomes_part_of_the_package(model: Path) -> None:
     result = _optimize(model, target="sm_89", engine="rtx")
     assert result.engine is not None
-    assert _names(result.package) == sorted([*PACKAGE, "model.rtx.engine"])
+    assert _names(result.package) == sorted([*PACKAGE, "model.onnx", "model.rtx.engine"])
     manifest = check_manifest(result.package)
     entry = manifest.entry("model.rtx.engine")
     assert entry is not None

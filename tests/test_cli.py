@@ -111,6 +111,25 @@ def test_optimize_tells_what_became_of_the_sites(folder: Path) -> None:
     assert [site["id"] for site in document["sites"]] == [site["id"] for site in plan["sites"]]
 
 
+def test_optimize_for_a_gpu_tells_of_both_models(folder: Path) -> None:
+    document = _document("optimize", "attention.onnx", "--target", "sm_90", "--dtype", "fp16", "-o", "out")
+    assert document["form"] == "both"
+    assert [(m["file"], m["form"], m["verified"]) for m in document["models"]] == [
+        ("model.onnx", "plugin", True),
+        ("model.portable.onnx", "portable", True),
+    ]
+    assert document["models"][0]["rewritten"] == ["attention-0"]
+    assert set(document["verification"]["models"]) == {"model.onnx", "model.portable.onnx"}
+    shown = _run("verify", "attention.onnx", "out")
+    assert shown.exit_code == 0
+    assert shown.stdout.count("\nthe models agree\n") == 2
+    assert "model.portable.onnx" in shown.stdout
+    text = _run("optimize", "attention.onnx", "--target", "sm_90", "--form", "plugin", "-o", "out")
+    assert text.exit_code == 0
+    assert "one kernel in fp32 is predicted" in text.stdout
+    assert "--form both" in text.stdout
+
+
 @needs_rtx
 def test_optimize_and_build_describe_the_engine(folder: Path) -> None:
     document = _document("optimize", "region.onnx", "--target", "sm_89", "--engine", "rtx", "-o", "out")
@@ -219,6 +238,9 @@ def test_help_loads_nothing_heavy(folder: Path) -> None:
         (["inspect"], "Missing argument"),
         (["inspect", "attention.onnx", "--frobnicate"], "No such option"),
         (["optimize", "attention.onnx", "--form", "plugin"], "plugin"),
+        (["optimize", "attention.onnx", "--target", "cpu", "--dtype", "fp16"], "is the type that kernels compute in"),
+        (["inspect", "attention.onnx", "--target", "sm_75", "--dtype", "tf32"], "allowed there: fp16, fp32"),
+        (["inspect", "attention.onnx", "--target", "sm_90", "--dtype", "fp8"], "'fp8' is not one of"),
         (["inspect", "absent.onnx"], "onnxopt: error: absent.onnx does not exist; check the path"),
         (["inspect", "attention.onnx", "--target", "sm_12"], "onnxopt: error: unknown target 'sm_12'; allowed: cpu"),
         (["optimize", "attention.onnx", "--target", "cpu", "--engine", "rtx"], "target 'cpu' is no GPU"),

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from onnxopt.commands.options import EngineKind, Form, Json, ModelArgument, Objective, Settings, TargetName, WrittenForm
+from onnxopt.commands.options import (
+    DtypeOption,
+    EngineKind,
+    Form,
+    Json,
+    ModelArgument,
+    Objective,
+    Settings,
+    TargetName,
+    WrittenForm,
+)
 from onnxopt.errors import VerificationError
 
 
@@ -19,6 +29,7 @@ def inspect(
         Form | None,
         typer.Option(help="Judge this form (default: portable for cpu, plugin for a GPU).", show_default=False),
     ] = None,
+    dtype: DtypeOption = None,
     json: Json = False,
 ) -> None:
     """Show the sites of a model and what would be done with each. Changes and measures nothing."""
@@ -33,6 +44,7 @@ def inspect(
             model,
             target=target,
             form=None if form is None else form.value,
+            dtype=None if dtype is None else dtype.value,
             cache=settings.cache,
             progress=reporter.stage,
         )
@@ -52,8 +64,12 @@ def optimize(
         ),
     ] = None,
     target: TargetName = "auto",
-    form: Annotated[WrittenForm, typer.Option(help="The form to write.")] = WrittenForm.portable,
+    form: Annotated[
+        WrittenForm | None,
+        typer.Option(help="The form to write (default: portable for cpu, both for a GPU).", show_default=False),
+    ] = None,
     engine: Annotated[EngineKind | None, typer.Option(help="Also build this engine.", show_default=False)] = None,
+    dtype: DtypeOption = None,
     objective: Annotated[Objective, typer.Option(help="What a schedule minimises.")] = Objective.time,
     measure: Annotated[
         bool | None,
@@ -77,8 +93,9 @@ def optimize(
             model,
             output,
             target=target,
-            form=form.value,
+            form=None if form is None else form.value,
             engine=engine.value if engine is not None else None,
+            dtype=None if dtype is None else dtype.value,
             objective=objective.value,
             measure=measure,
             verify=not no_verify,
@@ -95,7 +112,9 @@ def optimize(
 def verify(
     ctx: typer.Context,
     original: Annotated[Path, typer.Argument(metavar="A", help="The original model.", show_default=False)],
-    candidate: Annotated[Path, typer.Argument(metavar="B", help="The model to compare with it.", show_default=False)],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="B", help="The model to compare with it, or a package.", show_default=False)
+    ],
     inputs: Annotated[
         Path | None,
         typer.Option(metavar="F.npz", help="Inputs by name, instead of random ones.", show_default=False),

@@ -20,7 +20,18 @@ class Form(str, Enum):
 class WrittenForm(str, Enum):
     """The forms that can be written."""
 
+    plugin = "plugin"
     portable = "portable"
+    both = "both"
+
+
+class Dtype(str, Enum):
+    """The types that kernels compute in."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    tf32 = "tf32"
+    fp32 = "fp32"
 
 
 class EngineKind(str, Enum):
@@ -47,6 +58,10 @@ class Settings:
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX model.", show_default=False)]
 TargetName = Annotated[
     str, typer.Option("--target", metavar="T", help="cpu, an architecture such as sm_89, a GPU's name, or auto.")
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option("--dtype", help="The type that kernels compute in (default: the model's own).", show_default=False),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 

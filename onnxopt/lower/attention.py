@@ -25,35 +25,39 @@ from onnxopt.plan.strips import coded, needed_in
 _MASKED = -np.inf
 
 
-def lower_attention(site: AttentionSite, plan: AttentionPlan, graph: Graph) -> Rewrite:
-    """The nodes and tables that compute ``site.output`` from ``site.inputs`` by ``plan``."""
-    build = _Builder(site, graph)
-    queries = build.vectors(site.q, "queries", bool(np.any(site.query_vectors < 0)))
-    keys = build.vectors(site.k, "keys", bool(np.any(site.key_vectors < 0)))
-    values = build.vectors(site.v, "values", bool(np.any(site.value_vectors < 0)))
+def lower_attention(
+    site: AttentionSite, plan: AttentionPlan, graph: Graph, dtype: np.dtype[Any] | None = None
+) -> Rewrite:
+    """The nodes and tables that compute ``site.output`` from ``site.inputs`` by ``plan``.
+
+    ``dtype`` is the type of the site's tensors, by default that which ``graph`` gives the output.
+    """
+    build = AttentionBuilder(site, graph, dtype)
+    queries, keys, values = build.operands()
     results = []
     places = np.full(site.heads * site.rows, -1, np.int64)
     offset = 0
     for part in plan.parts:
         for bucket in part.buckets:
-            rows = _padded([part.strips[number].rows for number in bucket.strips], bucket.rows)
+            rows = padded_numbers([part.strips[number].rows for number in bucket.strips], bucket.rows)
             results.append(build.bucket(part, bucket, rows, queries, keys, values))
             offset = _note_places(places, site, part, bucket, offset)
-    build.collect(results, places, offset)
+    slots = site.slots.reshape(-1)
+    build.collect(results, np.where(slots >= 0, places[slots], -1), offset)
     return Rewrite(site.id, (site.output,), tuple(build.nodes), tuple(build.tables))
 
 
-class _Builder:
+class AttentionBuilder:
     """Collects nodes and tables under names that follow from the site and the order of building."""
 
-    def __init__(self, site: AttentionSite, graph: Graph) -> None:
+    def __init__(self, site: AttentionSite, graph: Graph, dtype: np.dtype[Any] | None = None) -> None:
         self.site = site
         self.graph = graph
         self.nodes: list[NodeProto] = []
         self.tables: list[TensorProto] = []
         self.prefix = f"{NODE_PREFIX}{site.id}/"
         self.known: dict[str, str] = {}
-        self.dtype = helper.tensor_dtype_to_np_dtype(graph.element_type(site.output))
+        self.dtype = dtype or helper.tensor_dtype_to_np_dtype(graph.element_type(site.output))
         self.opset = graph.opset
 
     def op(self, kind: str, inputs: Sequence[str], label: str, **attributes: Any) -> str:
@@ -75,6 +79,14 @@ class _Builder:
     def shape(self, *dims: int) -> str:
         return self.table(np.array(dims, np.int64))
 
+    def operands(self) -> tuple[str, str, str]:
+        """The tables of query, key and value vectors."""
+        site = self.site
+        queries = self.vectors(site.q, "queries", bool(np.any(site.query_vectors < 0)))
+        keys = self.vectors(site.k, "keys", bool(np.any(site.key_vectors < 0)))
+        values = self.vectors(site.v, "values", bool(np.any(site.value_vectors < 0)))
+        return queries, keys, values
+
     def vectors(self, operand: Operand, label: str, with_zero: bool) -> str:
         """The operand's table of vectors, batch x vectors x width, with a zero vector appended where one is used."""
         parts = [self._source(source, operand.width, label) for source in operand.sources]
@@ -94,43 +106,46 @@ class _Builder:
 
     def bucket(self, part: HeadPlan, bucket: Bucket, rows: np.ndarray, queries: str, keys: str, values: str) -> str:
         """One batched attention; its result is batch x (heads * strips * rows) x value width."""
-        site, label = self.site, "strips"
         heads = list(part.heads)
-        key_numbers = _padded([part.strips[number].keys for number in bucket.strips], bucket.keys)
-        gathered_q = self.op(
-            "Gather", [queries, self._vector_table(site.query_vectors[heads][:, rows], site.q)], label, axis=1
+        numbers = padded_numbers([part.strips[number].keys for number in bucket.strips], bucket.keys)
+        q, k, v = self.gathered(heads, rows, numbers, queries, keys, values)
+        scores = self.scores(heads, q, k, _added(self.site, part, bucket))
+        weights = self.op("Softmax", [scores], "strips", axis=-1)
+        return self.weighted(weights, v, len(heads) * len(bucket.strips) * bucket.rows)
+
+    def gathered(
+        self, heads: list[int], rows: np.ndarray, numbers: np.ndarray, queries: str, keys: str, values: str
+    ) -> tuple[str, str, str]:
+        """Queries of ``rows`` (strips x rows), keys and values of ``numbers`` (strips x keys), of some heads each."""
+        site, label = self.site, "strips"
+        of_queries = self._vector_table(site.query_vectors[heads][:, rows], site.q)
+        q = self.op("Gather", [queries, of_queries], label, axis=1)
+        k = self.op("Gather", [keys, self._vector_table(site.key_vectors[heads][:, numbers], site.k)], label, axis=1)
+        v = self.op(
+            "Gather", [values, self._vector_table(site.value_vectors[heads][:, numbers], site.v)], label, axis=1
         )
-        gathered_k = self.op(
-            "Gather",
-            [keys, self._vector_table(site.key_vectors[heads][:, key_numbers], site.k)],
-            label,
-            axis=1,
-        )
-        gathered_v = self.op(
-            "Gather",
-            [values, self._vector_table(site.value_vectors[heads][:, key_numbers], site.v)],
-            label,
-            axis=1,
-        )
-        scale = site.scale[heads]
+        return q, k, v
+
+    def scores(self, heads: list[int], q: str, k: str, added: np.ndarray | None) -> str:
+        """Scaled products of queries and keys with ``added`` on top."""
+        label, scale = "strips", self.site.scale[heads]
         if np.any(scale != 1.0):
             factor = scale[:1] if np.all(scale == scale[0]) else scale.reshape(-1, 1, 1, 1)
-            gathered_q = self.op("Mul", [gathered_q, self.table(factor.astype(self.dtype))], label)
-        turned = self.op("Transpose", [gathered_k], label, perm=[0, 1, 2, 4, 3])
-        scores = self.op("MatMul", [gathered_q, turned], label)
-        added = _added(site, part, bucket)
+            q = self.op("Mul", [q, self.table(factor.astype(self.dtype))], label)
+        turned = self.op("Transpose", [k], label, perm=[0, 1, 2, 4, 3])
+        scores = self.op("MatMul", [q, turned], label)
         if added is not None:
             scores = self.op("Add", [scores, self.table(_as_type(added, self.dtype))], label)
-        weights = self.op("Softmax", [scores], label, axis=-1)
-        result = self.op("MatMul", [weights, gathered_v], label)
-        total = len(heads) * len(bucket.strips) * bucket.rows
-        return self.op("Reshape", [result, self.shape(-1, total, site.v.width)], label)
+        return scores
 
-    def collect(self, results: list[str], places: np.ndarray, total: int) -> None:
-        """Put the results of all buckets into the site's output."""
+    def weighted(self, weights: str, v: str, total: int) -> str:
+        """Values by their weights, as ``total`` vectors a batch element."""
+        result = self.op("MatMul", [weights, v], "strips")
+        return self.op("Reshape", [result, self.shape(-1, total, self.site.v.width)], "strips")
+
+    def collect(self, results: list[str], index: np.ndarray, total: int) -> None:
+        """Put ``total`` results into the site's output: result ``index[i]``, or zeros for -1, in its block ``i``."""
         site, label = self.site, "output"
-        slots = site.slots.reshape(-1)
-        index = np.where(slots >= 0, places[slots], -1)
         joined = results[0] if len(results) == 1 else self.op("Concat", results, label, axis=1)
         if np.any(index < 0):
             joined = self.op("Pad", [joined, self.shape(0, 0, 0, 0, 1, 0)], label)
@@ -149,7 +164,7 @@ class _Builder:
         return self.table(np.where(vectors < 0, operand.vectors, vectors).astype(np.int32))
 
 
-def _padded(own: list[np.ndarray], length: int) -> np.ndarray:
+def padded_numbers(own: list[np.ndarray], length: int) -> np.ndarray:
     """Numbers of a bucket's strips, strips x ``length``; shorter strips repeat their first number.
 
     A repeated row's results are dropped, a repeated key is masked.
@@ -197,7 +212,12 @@ def _added(site: AttentionSite, part: HeadPlan, bucket: Bucket) -> np.ndarray | 
             added[kind, index, row, places] = 0.0 if bias is None else bias[source]
         # Rows that only fill up the strip repeat its first one, so that no row is without keys.
         added[:, index, len(strip.rows) :] = added[:, index, :1]
-    for axis in range(3):
+    return compressed(added)
+
+
+def compressed(added: np.ndarray) -> np.ndarray:
+    """The same array with axes of length 1 where it does not change along them; the last axis stays."""
+    for axis in range(added.ndim - 1):
         first = added.take([0], axis=axis)
         if added.shape[axis] > 1 and np.array_equal(added, np.broadcast_to(first, added.shape)):
             added = first

@@ -11,23 +11,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from onnxopt.model.graph import Graph, nested_names
 
 NODE_PREFIX = "onnxopt/"
 TABLE_PREFIX = "onnxopt_table_"
+DOMAIN = "onnxopt"
+DOMAIN_VERSION = 1
+# The first version of the format that has functions.
+_IR_WITH_FUNCTIONS = 8
 _COPIED_AS_MESSAGE = 1 << 30
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """New nodes, in topological order, that make the tensors in ``replaces``, and the constants they read."""
+    """New nodes, in topological order, that make the tensors in ``replaces``, and the constants they read.
+
+    ``functions`` are the bodies of operators of our own among the nodes, ``values`` the types and shapes of what these
+    make.
+    """
 
     site: str
     replaces: tuple[str, ...]
     nodes: tuple[NodeProto, ...]
     tables: tuple[TensorProto, ...]
+    functions: tuple[FunctionProto, ...] = ()
+    values: tuple[ValueInfoProto, ...] = ()
 
 
 def table(values: np.ndarray) -> TensorProto:
@@ -39,7 +49,12 @@ def table(values: np.ndarray) -> TensorProto:
 
 def is_own_node(node: NodeProto) -> bool:
     """Whether a node was written by a rewrite; such nodes are final and never rewritten again."""
-    return node.name.startswith(NODE_PREFIX)
+    return node.name.startswith(NODE_PREFIX) or is_plugin_node(node)
+
+
+def is_plugin_node(node: NodeProto) -> bool:
+    """Whether a node's operator is one of our own."""
+    return node.domain == DOMAIN
 
 
 def apply_rewrites(model: ModelProto, rewrites: Sequence[Rewrite]) -> ModelProto:
@@ -68,7 +83,27 @@ def apply_rewrites(model: ModelProto, rewrites: Sequence[Rewrite]) -> ModelProto
                 placed.add(rewrite.site)
                 nodes.extend(rewrite.nodes)
     nodes, removed = _drop_dead(nodes, removed, {o.name for o in model.graph.output})
-    return _rebuild(model, nodes, removed, [t for rewrite in rewrites for t in rewrite.tables])
+    result = _rebuild(model, nodes, removed, [t for rewrite in rewrites for t in rewrite.tables])
+    _declare(result, rewrites)
+    return result
+
+
+def _declare(model: ModelProto, rewrites: Sequence[Rewrite]) -> None:
+    """Add the functions of rewrites, each once, with what they need of the model, and the types of what they make."""
+    known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
+    model.graph.value_info.extend(v for rewrite in rewrites for v in rewrite.values if v.name not in known)
+    present = {(function.domain, function.name) for function in model.functions}
+    added = {(f.domain, f.name): f for rewrite in rewrites for f in rewrite.functions}
+    model.functions.extend(function for name, function in added.items() if name not in present)
+    if added:
+        import_domain(model)
+
+
+def import_domain(model: ModelProto) -> None:
+    """Let a model use operators of our own with bodies."""
+    model.ir_version = max(model.ir_version, _IR_WITH_FUNCTIONS)
+    if all(opset.domain != DOMAIN for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
 
 
 def copy_of(model: ModelProto) -> ModelProto:
@@ -158,6 +193,9 @@ def rewritten_part(model: ModelProto, graph: Graph, rewrite: Rewrite) -> ModelPr
     read = dict.fromkeys(name for node in rewrite.nodes for name in nested_names(node))
     part = ModelProto(ir_version=model.ir_version)
     part.opset_import.extend(model.opset_import)
+    part.functions.extend(rewrite.functions)
+    if rewrite.functions:
+        import_domain(part)
     part.graph.name = model.graph.name
     part.graph.node.extend(rewrite.nodes)
     for tensor in rewrite.tables:

@@ -21,7 +21,7 @@ from onnxopt.measure.timing import PairTiming, TimingLimits
 from onnxopt.model.files import read_file
 from onnxopt.model.graph import nested_names, view
 from onnxopt.model.read import read_model
-from onnxopt.package import PLAN, PORTABLE
+from onnxopt.package import PLAN, portable_model
 from onnxopt.verification import draw_inputs
 from onnxopt.verification.interface import check_interfaces
 
@@ -76,7 +76,7 @@ def bench_package(
     manifest = check_manifest(folder)
     plan = _read_plan(checked_file(folder, PLAN))
     place = Path(against) if against is not None else _model_beside(folder, plan, manifest.source.sha256)
-    original, optimised = read_model(place), read_model(checked_file(folder, PORTABLE))
+    original, optimised = read_model(place), read_model(portable_model(folder, "timing on a CPU"))
     check_interfaces(original, optimised)
     progress("timing the whole model")
     feeds = draw_inputs(original, seed=0, batch=1)
@@ -139,8 +139,16 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 
 def _rewritten(plan: dict[str, Any]) -> list[str]:
-    sites = [site for site in plan["sites"] if isinstance(site, dict)]
-    return [str(site["id"]) for site in sites if site.get("decision") == "rewrite" and "id" in site]
+    """The sites that the portable model has rewritten."""
+    sites = [site for site in plan["sites"] if isinstance(site, dict) and "id" in site]
+    return [str(site["id"]) for site in sites if _portable_verdict(site).get("decision") == "rewrite"]
+
+
+def _portable_verdict(site: dict[str, Any]) -> dict[str, Any]:
+    """The decision for the portable form; a plan about one form has it beside the site's other fields."""
+    forms = site.get("forms")
+    found = forms.get("portable") if isinstance(forms, dict) else None
+    return found if isinstance(found, dict) else site
 
 
 def _model_beside(folder: Path, plan: dict[str, Any], sha256: str) -> Path:

@@ -16,7 +16,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.checker import ValidationError
 from onnx.reference import ReferenceEvaluator
-from onnx.shape_inference import InferenceError, infer_node_outputs
+from onnx.shape_inference import InferenceError, infer_function_output_types, infer_node_outputs
 
 from onnxopt.model.types import Shape as Shape
 from onnxopt.model.types import (
@@ -277,7 +277,7 @@ def _infer_node(graph: Graph, node: NodeProto, opsets: list[onnx.OperatorSetIdPr
     try:
         schema = onnx.defs.get_schema(node.op_type, graph.opset, "" if node.domain == "ai.onnx" else node.domain)
     except onnx.defs.SchemaError:
-        return {}
+        return _infer_function(graph, node)
     if breaks_inference(node):
         return {}
     kinds: dict[str, onnx.TypeProto] = {}
@@ -297,6 +297,21 @@ def _infer_node(graph: Graph, node: NodeProto, opsets: list[onnx.OperatorSetIdPr
         return dict(infer_node_outputs(schema, node, kinds, values, opset_imports=opsets))
     except (InferenceError, ValidationError, ValueError, RuntimeError, TypeError):
         return {}
+
+
+def _infer_function(graph: Graph, node: NodeProto) -> dict[str, onnx.TypeProto]:
+    """Types of the outputs of a node whose operator is a function of the model."""
+    functions = graph.model.functions
+    function = next((f for f in functions if (f.domain, f.name) == (node.domain, node.op_type)), None)
+    kinds = [_type_of(graph, name) for name in node.input]
+    known = [kind for kind in kinds if kind is not None]
+    if function is None or len(known) < len(kinds) or len(function.output) < len(node.output):
+        return {}
+    try:
+        made = infer_function_output_types(function, known, list(node.attribute))
+    except (InferenceError, ValidationError, ValueError, RuntimeError, TypeError):
+        return {}
+    return {name: kind for name, kind in zip(node.output, made, strict=False) if name}
 
 
 def breaks_inference(node: NodeProto) -> bool:

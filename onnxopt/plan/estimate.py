@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from onnxopt.model.graph import Graph
+from onnxopt.plan.roofline import ELEMENT_BYTES, peak_flops
 from onnxopt.plan.work import GATHERING, PRODUCTS, TRANSPOSING, VIEWS, Work, work_of
 from onnxopt.target import CpuProfile, GpuProfile
+from onnxopt.target.variant import Element
 
 # The share of the peak that products of a few hundred rows reach in practice.
 _CPU_PRODUCT_SHARE = 0.5
@@ -42,12 +44,14 @@ def cpu_seconds(work: Iterable[Work], cpu: CpuProfile) -> float:
     return total
 
 
-def gpu_seconds(work: Iterable[Work], gpu: GpuProfile, element_bytes: int = 2) -> float:
-    """Predicted time of nodes run as a TensorRT engine runs them, in a type of ``element_bytes`` (models are float32).
+def gpu_seconds(work: Iterable[Work], gpu: GpuProfile, element: Element = "fp16", stored: Element = "fp32") -> float:
+    """Predicted time of nodes run as a TensorRT engine runs them in the type ``element``.
 
-    Elementwise nodes are fused into what makes their input; every other node that is not a view is one launch.
+    ``stored`` is the type of the model whose work this is: its bytes are converted. Elementwise nodes are fused into
+    what makes their input; every other node that is not a view is one launch.
     """
-    shrink = element_bytes / 4
+    shrink = ELEMENT_BYTES[element] / ELEMENT_BYTES[stored]
+    flops = peak_flops(gpu, element) * GPU_PRODUCT_SHARE
     total = 0.0
     for item in work:
         if item.op in VIEWS:
@@ -61,7 +65,7 @@ def gpu_seconds(work: Iterable[Work], gpu: GpuProfile, element_bytes: int = 2) -
         }
         if fused:
             continue
-        arithmetic = item.flops / (gpu.fp16_flops * GPU_PRODUCT_SHARE) + item.exponentials / gpu.exponentials_per_second
+        arithmetic = item.flops / flops + item.exponentials / gpu.exponentials_per_second
         traffic = item.bytes_moved * shrink / gpu.memory_bytes_per_second
         total += max(arithmetic, traffic) + gpu.launch_seconds
     return total

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from onnxopt.api import OptimizeResult
 from onnxopt.deploy.doctor import Check
 from onnxopt.deploy.rtx import EngineInfo
 from onnxopt.measure.bench import Bench
@@ -18,6 +17,7 @@ from onnxopt.measure.cache import CacheFile
 from onnxopt.measure.timing import PairTiming
 from onnxopt.report.console import printable
 from onnxopt.report.table import bullet, cell, file_size, make_table
+from onnxopt.results import OptimizeResult, WrittenModel
 
 OPTIMIZE_SCHEMA = "onnxopt.optimize/1"
 BUILD_SCHEMA = "onnxopt.build/1"
@@ -30,11 +30,22 @@ def optimize_document(result: OptimizeResult) -> dict[str, Any]:
         "schema": OPTIMIZE_SCHEMA,
         "package": str(result.package),
         "files": sorted(path.name for path in result.package.iterdir()),
+        "models": [_model(model) for model in result.models],
         "nodes_after": result.nodes_after,
         "lowered": list(result.lowered),
         "notes": list(result.notes),
         "verification": None if result.verification is None else result.verification.to_json(),
         "engine": None if result.engine is None else _engine(result.engine),
+    }
+
+
+def _model(model: WrittenModel) -> dict[str, Any]:
+    return {
+        "file": model.file,
+        "form": model.form,
+        "nodes": model.nodes,
+        "rewritten": [site.id for site in model.rewritten],
+        "verified": None if model.verification is None else model.verification.passed,
     }
 
 

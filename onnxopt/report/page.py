@@ -26,7 +26,7 @@ from onnxopt.report.style import STYLE
 
 # Even a name that got past the escaping could load and run nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-_PER_SITE = ("id", "nodes", "group", "decision", "reason", "predicted_gain", "measured_gain")
+_PER_SITE = ("id", "nodes", "group", "decision", "reason", "predicted_gain", "measured_gain", "forms")
 _SHOWN_NODES = 12
 _SUMMARY = (
     ("site", False),

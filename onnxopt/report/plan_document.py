@@ -18,6 +18,17 @@ _MAX_BYTES = 64 << 20
 _MAX_ENTRIES = 100_000
 _KINDS = ("attention", "conv")
 _DECISIONS = ("rewrite", "keep")
+_FORMS = ("plugin", "portable")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided for a site in one form."""
+
+    form: str
+    decision: str
+    reason: str
+    predicted_gain: float | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class PlanSite:
     reason: str
     nodes: tuple[str, ...]
     fields: Mapping[str, Any]
+    forms: tuple[Verdict, ...] = ()
 
     @property
     def planned(self) -> bool:
@@ -120,7 +132,25 @@ def _site(entry: Any, number: int) -> PlanSite:
     if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
         raise InputError(f"field '{where}.nodes' is {_shown(nodes)}; allowed: a list of names")
     texts = [_text(entry, name, where) for name in ("id", "kind", "decision", "reason")]
-    return PlanSite(texts[0], texts[1], texts[2], texts[3], tuple(nodes), entry)
+    return PlanSite(texts[0], texts[1], texts[2], texts[3], tuple(nodes), entry, _verdicts(entry, where))
+
+
+def _verdicts(entry: Mapping[str, Any], where: str) -> tuple[Verdict, ...]:
+    """The decisions for each form that was written; a plan of an older version has none."""
+    found = entry.get("forms", {})
+    if not isinstance(found, dict) or not set(found) <= set(_FORMS):
+        raise InputError(f"field '{where}.forms' is {_shown(found)}; allowed: an object with {' and '.join(_FORMS)}")
+    verdicts = []
+    for form, verdict in found.items():
+        place = f"{where}.forms.{form}"
+        if not isinstance(verdict, dict) or verdict.get("decision") not in _DECISIONS:
+            raise InputError(f"field '{place}' is {_shown(verdict)}; allowed: an object with a decision")
+        gain = verdict.get("predicted_gain")
+        number = isinstance(gain, int | float) and not isinstance(gain, bool) and _is_finite(gain)
+        if gain is not None and not number:
+            raise InputError(f"field '{place}.predicted_gain' is {_shown(gain)}; allowed: a number")
+        verdicts.append(Verdict(form, verdict["decision"], _text(verdict, "reason", place), gain))
+    return tuple(verdicts)
 
 
 def _refused(entry: Any, number: int) -> Refused:

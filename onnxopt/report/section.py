@@ -60,6 +60,8 @@ def _describe(site: PlanSite) -> str:
 
 
 def _reasons(sites: Sequence[PlanSite]) -> str:
+    if any(len(site.forms) > 1 for site in sites):
+        return _verdicts(sites)
     if len(sites) == 1:
         return f"<p>{text(_sentence(sites[0].reason))}</p>\n"
     equal = f"<p>These {len(sites):,} sites have the same pattern and the same schedule.</p>\n"
@@ -77,6 +79,18 @@ def _reasons(sites: Sequence[PlanSite]) -> str:
         ("reason", False),
     )
     return equal + table(columns, rows)
+
+
+def _verdicts(sites: Sequence[PlanSite]) -> str:
+    """What was decided for each form, where several were written."""
+    rows = [
+        (text(site.id), text(v.form), v.decision, factor(v.predicted_gain), text(v.reason))
+        for site in sites[:_SHOWN_SITES]
+        for v in site.forms
+    ]
+    columns = (("site", False), ("form", False), ("decision", False), ("predicted gain", True), ("reason", False))
+    equal = f"<p>These {len(sites):,} sites have the same pattern and the same schedule.</p>\n"
+    return (equal if len(sites) > 1 else "") + table(columns, rows)
 
 
 def _gain(site: PlanSite, name: str) -> str:
@@ -128,6 +142,7 @@ def _plan_facts(site: PlanSite) -> list[tuple[str, str]]:
             ("of these on a multiprocessor", count(site.number("resident_blocks"))),
         ]
     rows += [
+        ("type", text(site.text("dtype"))),
         ("order of rows", _entries(site.fields.get("reorder"))),
         ("variants", _entries(site.fields.get("variants"))),
         ("solver", _solver(site.fields.get("solver"))),

@@ -12,12 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from onnxopt.api import Inspection, OptimizeResult
 from onnxopt.decide import SiteReport
 from onnxopt.discover.refusal import Refusal
 from onnxopt.package import RTX_ENGINE
 from onnxopt.report.console import printable
 from onnxopt.report.sites import SiteGroup, group_sites
+from onnxopt.results import Inspection, OptimizeResult, WrittenModel
 from onnxopt.verification import OutputReport, VerifyReport
 
 _STYLES = {"rewrite": "green", "keep": "", "ok": "green", "off": "red", "limited": "yellow", "missing": "yellow"}
@@ -60,9 +60,12 @@ def show_inspection(console: Console, inspection: Inspection) -> None:
 def show_optimized(console: Console, result: OptimizeResult) -> None:
     """What was found and rewritten, how the result was verified, and where it is."""
     console.print(_header(result.inspection), soft_wrap=True)
-    if result.rewritten:
-        _show_sites(console, result.rewritten, inspecting=False)
-    _show_kept(console, [s for s in result.sites if s.decision != "rewrite"])
+    for model in result.models:
+        if len(result.models) > 1:
+            console.print(Text(f"{model.file}, the {model.form} form", style="bold"))
+        if model.rewritten:
+            _show_sites(console, model.rewritten, inspecting=False)
+        _show_kept(console, [s for s in model.sites if s.decision != "rewrite"])
     _show_refusals(console, result.inspection.refusals)
     facts = make_table("", ["", " "], left=["", " "])
     facts.show_header = False
@@ -74,7 +77,12 @@ def show_optimized(console: Console, result: OptimizeResult) -> None:
 
 
 def show_verification(console: Console, report: VerifyReport) -> None:
-    """The worst errors of every output against what is allowed, over all runs."""
+    """The worst errors of every output against what is allowed, over all runs; of a package, model by model."""
+    if report.models:
+        for name, of_model in report.models:
+            console.print(Text(printable(name), style="bold"))
+            show_verification(console, of_model)
+        return
     runs = "1 run" if len(report.draws) == 1 else f"{len(report.draws)} runs"
     console.print(Text(f"{runs}, reference: {report.reference}; errors relative to the output's maximum", style="bold"))
     columns = ["output", "max error", "allowed", "rms error", "allowed ", "verdict"]
@@ -221,18 +229,20 @@ def _totals(sites: Sequence[SiteReport], refusals: Sequence[Refusal]) -> str:
 
 def _facts(result: OptimizeResult) -> list[tuple[str, str]]:
     inspection, rows = result.inspection, []
-    rewritten, kept = len(result.rewritten), len(result.sites) - len(result.rewritten)
-    nothing = "" if rewritten else "; nothing to gain for this target, so the model stays as it was"
-    rows.append(("sites", f"{rewritten} rewritten, {kept} kept, {len(inspection.refusals)} refused{nothing}"))
-    rows.append(("nodes", f"{inspection.nodes} before, {result.nodes_after} after"))
+    for model in result.models:
+        rewritten, kept = len(model.rewritten), len(model.sites) - len(model.rewritten)
+        nothing = "" if rewritten else "; nothing to gain for this target, so the model stays as it was"
+        counts = f"{rewritten} rewritten, {kept} kept, {len(inspection.refusals)} refused{nothing}"
+        rows.append((_of(result, "sites", model), counts))
+        rows.append((_of(result, "nodes", model), f"{inspection.nodes} before, {model.nodes} after"))
+        rows.append((_of(result, "verified", model), _verified(model.verification)))
+        rows += [("note", note) for note in (model.verification.notes if model.verification else ())]
     rows += [("lowered", f"{text}, for parsers that lack it") for text in result.lowered]
-    rows.append(("verified", _verified(result.verification)))
     rows += [("note", note) for note in result.notes]
     if result.engine is not None:
         engine = result.engine
         name = f"TensorRT-RTX {engine.tensorrt_rtx} for {engine.architecture}"
         rows.append(("engine", f"{name}: {engine.layers} layers, {file_size(engine.bytes)}"))
-    files = sorted(path for path in result.package.iterdir() if path.is_file())
     rows.append(("package", str(result.package)))
     files = sorted(path for path in result.package.iterdir() if path.is_file())
     rows += [("", f"{path.name} ({file_size(path.stat().st_size)})") for path in files]
@@ -240,8 +250,15 @@ def _facts(result: OptimizeResult) -> list[tuple[str, str]]:
     return rows
 
 
+def _of(result: OptimizeResult, name: str, model: WrittenModel) -> str:
+    """A name, with the form where there are several."""
+    return f"{name} ({model.form})" if len(result.models) > 1 else name
+
+
 def _next_step(result: OptimizeResult) -> str:
     name, target = shlex.quote(str(result.package)), result.inspection.target
+    if all(model.form == "plugin" for model in result.models):
+        return "for an engine without plugins, optimize again with --form both"
     if not target.is_cpu and result.engine is None:
         return f"build its engine: onnxopt build {name}"
     if target.is_cpu and result.rewritten:

@@ -13,6 +13,7 @@ from onnxopt.verification.compare import (
 from onnxopt.verification.inputs import draw_inputs, load_inputs
 from onnxopt.verification.models import verify_models
 from onnxopt.verification.outcome import DrawReport, SiteReport, VerifyReport
+from onnxopt.verification.reduced import verify_rewritten
 
 __all__ = [
     "FP32_RULE",
@@ -27,4 +28,5 @@ __all__ = [
     "draw_inputs",
     "load_inputs",
     "verify_models",
+    "verify_rewritten",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from onnxopt.verification.compare import OutputReport
 
@@ -65,6 +66,9 @@ class VerifyReport:
     `draws` are those that decide, `redrawn` those set aside for a near tie. `first_bad_site` is the first
     of the given sites whose tensor breaks the rule where the models disagree; `unwatched_sites` could not
     be looked at because their tensor is not in both models. `notes` are sentences for the user.
+
+    Where several models were compared with the original, `models` has the report of each by name, and the rest is that
+    of the first that does not agree, else of the first.
     """
 
     passed: bool
@@ -75,6 +79,7 @@ class VerifyReport:
     first_bad_site: SiteReport | None = None
     unwatched_sites: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    models: tuple[tuple[str, VerifyReport], ...] = ()
 
     @property
     def worst(self) -> OutputReport | None:
@@ -93,6 +98,7 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values under the schema "onnxopt.verify/1"."""
+        of_models = {"models": {name: report.to_json() for name, report in self.models}} if self.models else {}
         return {
             "schema": SCHEMA,
             "passed": self.passed,
@@ -103,7 +109,14 @@ class VerifyReport:
             "first_bad_site": None if self.first_bad_site is None else self.first_bad_site.to_json(),
             "unwatched_sites": list(self.unwatched_sites),
             "notes": list(self.notes),
+            **of_models,
         }
+
+
+def of_package(reports: Mapping[str, VerifyReport]) -> VerifyReport:
+    """One report of all models of a package, by name; it passes if each does."""
+    chosen = next((report for report in reports.values() if not report.passed), next(iter(reports.values())))
+    return replace(chosen, models=tuple(reports.items())) if len(reports) > 1 else chosen
 
 
 def _severity(report: OutputReport) -> tuple[bool, float]:

@@ -1,0 +1,150 @@
+"""Comparing a model whose rewritten sites compute in another type than the rest of it.
+
+Such a site has casts in front and behind. Two questions are asked: whether the model computes the same with the casts
+left out, by the rule of fp32, and whether with them it is as good as the original whose tensors are rounded in the
+same places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from onnxopt.lower.plugin import CAST_LABEL
+from onnxopt.lower.rewrite import DOMAIN, NODE_PREFIX, copy_of
+from onnxopt.model.graph import attribute
+from onnxopt.verification.compare import Array
+from onnxopt.verification.models import verify_models
+from onnxopt.verification.outcome import VerifyReport
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """Tensors of the original that a rewritten site rounds to ``to``; ``back`` is their own type."""
+
+    tensors: tuple[str, ...]
+    to: int
+    back: int
+
+
+def verify_rewritten(
+    original: onnx.ModelProto,
+    candidate: onnx.ModelProto,
+    *,
+    inputs: Mapping[str, Array] | None = None,
+    sites: Sequence[tuple[str, str]] = (),
+    draws: int = 3,
+    progress: Callable[[str], None] | None = None,
+) -> VerifyReport:
+    """:func:`verify_models` by the rule that belongs to what onnxopt wrote into ``candidate``.
+
+    Where sites of a wider model compute in fp16, both comparisons have to pass: the report is that of the first that
+    does not, else that of the model as it is, with a note on the other one.
+    """
+
+    def compared(other: onnx.ModelProto, baseline: onnx.ModelProto | None = None) -> VerifyReport:
+        return verify_models(
+            original, other, draws=draws, inputs=inputs, sites=sites, baseline=baseline, progress=progress
+        )
+
+    rounded = _rounded(original, candidate)
+    if not rounded:
+        return compared(candidate)
+    exact = compared(_without_rounding(candidate))
+    if not exact.passed:
+        return replace(exact, notes=(*exact.notes, "compared with the sites in float32: rounding is not the cause"))
+    report = compared(candidate, _rounding_too(original, rounded))
+    worst = exact.worst
+    error = f": max error {worst.max_error:.2g} (allowed {worst.max_bound:.2g})" if worst is not None else ""
+    notes = (
+        f"with the rewritten sites in float32 the models agree by the rule of fp32{error}",
+        "bounds are those of the original with the tensors around the rewritten sites rounded to fp16",
+    )
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _rounded(original: onnx.ModelProto, candidate: onnx.ModelProto) -> list[_Rounded]:
+    """What the sites round that the candidate has and the original has not."""
+    known = {node.name for node in original.graph.node if node.name.startswith(NODE_PREFIX)}
+    tensors = {name for node in original.graph.node for name in node.output}
+    tensors |= {value.name for value in original.graph.input}
+    casts: dict[str, list[NodeProto]] = {}
+    for node in candidate.graph.node:
+        site, _, label = node.name.removeprefix(NODE_PREFIX).partition("/")
+        own = node.name.startswith(NODE_PREFIX) and node.name not in known
+        if own and node.op_type == "Cast" and label.startswith(f"{CAST_LABEL}/"):
+            casts.setdefault(site, []).append(node)
+    found = []
+    for own_casts in casts.values():
+        into = [n for n in own_casts if attribute(n, "to") == TensorProto.FLOAT16 and n.input[0] in tensors]
+        back = [n for n in own_casts if n.output[0] in tensors and attribute(n, "to") != TensorProto.FLOAT16]
+        if into and back:
+            names = dict.fromkeys([*(n.input[0] for n in into), *(n.output[0] for n in back)])
+            found.append(_Rounded(tuple(names), TensorProto.FLOAT16, _type_to(back[0])))
+    return found
+
+
+def _type_to(cast: NodeProto) -> int:
+    kind = attribute(cast, "to")
+    assert isinstance(kind, int)
+    return kind
+
+
+def _without_rounding(candidate: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose sites of our own compute in float32 from border to border."""
+    model = copy_of(candidate)
+    own = {name for node in model.graph.node if node.name.startswith(NODE_PREFIX) for name in node.output}
+    for node in model.graph.node:
+        if node.name.startswith(NODE_PREFIX) and node.op_type == "Cast":
+            _widen(node)
+    for function in model.functions:
+        if function.domain == DOMAIN:
+            for node in function.node:
+                _widen(node)
+    declared = [value for value in model.graph.value_info if value.name not in own]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(declared)
+    return model
+
+
+def _widen(node: NodeProto) -> None:
+    for item in node.attribute:
+        if node.op_type == "Cast" and item.name == "to" and item.i == TensorProto.FLOAT16:
+            item.i = TensorProto.FLOAT
+
+
+def _rounding_too(original: onnx.ModelProto, rounded: Sequence[_Rounded]) -> onnx.ModelProto:
+    """The original with some of its tensors rounded, for whoever reads them."""
+    model = copy_of(original)
+    given = {value.name for value in model.graph.input}
+    of = {name: (item.to, item.back) for item in rounded for name in item.tensors}
+    nodes: list[NodeProto] = []
+    renamed = {}
+    for name in (n for n in of if n in given):
+        renamed[name] = f"{name}/rounded"
+        nodes += _round_trip(name, renamed[name], of[name])
+    for node in original.graph.node:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        for place, name in enumerate(copy.input):
+            copy.input[place] = renamed.get(name, name)
+        nodes.append(copy)
+        for place, name in enumerate(node.output):
+            if name in of:
+                copy.output[place] = f"{name}/exact"
+                nodes += _round_trip(copy.output[place], name, of[name])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _round_trip(source: str, target: str, types: tuple[int, int]) -> list[NodeProto]:
+    """Casts of a tensor to a narrower type and back."""
+    narrow = f"{target}/narrow"
+    return [
+        helper.make_node("Cast", [source], [narrow], to=types[0]),
+        helper.make_node("Cast", [narrow], [target], to=types[1]),
+    ]

@@ -1,0 +1,201 @@
+"""Forms and compute types through the whole of `optimize`: what is written, decided, proved and refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import onnx
+import pytest
+
+from onnxopt import api, site_reports
+from onnxopt.deploy.manifest import check_manifest
+from onnxopt.errors import InputError
+from onnxopt.lower.plugin_nodes import plugin_sites
+from onnxopt.lower.rewrite import is_plugin_node
+from onnxopt.measure.bench import bench_package
+from onnxopt.plan.tables import NoTables
+from onnxopt.report.package_report import write_report
+from onnxopt.site_reports import Form
+from onnxopt.target.variant import Element
+from onnxopt.verification.widen import widen
+from samples import build as sample
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("forms") / "model.onnx"
+    path.write_bytes(sample("neighbourhood").to_bytes())
+    return path
+
+
+def optimized(model: Path, name: str, **options: object) -> api.OptimizeResult:
+    given = {"target": "sm_90", "cache": model.parent / "cache", **options}
+    return api.optimize(model, model.parent / name, **given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def both(model: Path) -> api.OptimizeResult:
+    return optimized(model, "both")
+
+
+@pytest.fixture(scope="module")
+def plugin(model: Path) -> api.OptimizeResult:
+    return optimized(model, "plugin", form="plugin", dtype="fp16")
+
+
+def test_a_gpu_gets_both_forms(model: Path, both: api.OptimizeResult) -> None:
+    assert [m.file for m in both.models] == ["model.onnx", "model.portable.onnx"]
+    assert [m.verification.passed for m in both.models if m.verification] == [True, True]
+    listed = {entry.path for entry in check_manifest(both.package).files}
+    assert {"model.onnx", "model.portable.onnx"} <= listed
+    first, second = (onnx.load(both.package / m.file) for m in both.models)
+    for written in (first, second):
+        onnx.checker.check_model(written, full_check=True)
+    assert [site.site for site in plugin_sites(first)] == ["attention-0"]
+    assert not second.functions and not any(is_plugin_node(n) for n in second.graph.node)
+    assert list(first.graph.output) == list(onnx.load(model).graph.output)
+
+
+def test_the_plan_says_what_was_decided_for_each_form(both: api.OptimizeResult, plugin: api.OptimizeResult) -> None:
+    plan = json.loads((both.package / "plan.json").read_text())
+    assert plan["form"] == "both"
+    site = plan["sites"][0]
+    assert set(site["forms"]) == {"plugin", "portable"}
+    assert {name: site[name] for name in ("decision", "reason", "predicted_gain")} == site["forms"]["plugin"]
+    assert site["dtype"] == "fp32" and "one kernel in fp32" in site["reason"]
+    assert site["resident_blocks"] >= 1 and set(site["portable"]) >= {"variants", "waste"}
+    alone = json.loads((plugin.package / "plan.json").read_text())
+    assert (alone["form"], list(alone["sites"][0]["forms"])) == ("plugin", ["plugin"])
+    assert alone["sites"][0]["dtype"] == "fp16"
+
+
+def test_the_same_input_gives_the_same_bytes(model: Path, both: api.OptimizeResult) -> None:
+    again = optimized(model, "again")
+    for file in both.package.iterdir():
+        assert file.read_bytes() == (again.package / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize("form", [None, "plugin"])
+def test_an_optimised_model_is_left_as_it_is(plugin: api.OptimizeResult, form: str | None) -> None:
+    written = plugin.package / "model.onnx"
+    again = optimized(written, "../twice", form=form)
+    assert (again.package / "model.onnx").read_bytes() == written.read_bytes()
+    assert [m.form for m in again.models] == ["plugin"] and not again.rewritten
+    assert any("an earlier run of onnxopt wrote this" in r.reason for r in again.inspection.refusals)
+    for target, wanted in (("sm_90", "portable"), ("sm_90", "both"), ("cpu", None)):
+        with pytest.raises(InputError, match="wrote operators of its own into this model"):
+            optimized(written, "../refused", target=target, form=wanted)
+    if find_spec("tensorrt_rtx") is not None:
+        with pytest.raises(InputError, match="wrote operators of its own into this model"):
+            optimized(written, "../refused", target="sm_89", engine="rtx")
+
+
+def test_rounding_is_judged_by_its_own_rule(model: Path, plugin: api.OptimizeResult) -> None:
+    report = plugin.verification
+    assert report is not None and report.passed
+    assert any("agree by the rule of fp32" in note for note in report.notes)
+    worst = report.worst
+    assert worst is not None and worst.max_error > 1e-6
+    again = api.verify(model, plugin.package)
+    assert again.passed and again.notes == report.notes
+
+
+def test_every_model_of_a_package_is_verified(model: Path, both: api.OptimizeResult) -> None:
+    report = api.verify(model, both.package)
+    assert [name for name, _ in report.models] == ["model.onnx", "model.portable.onnx"]
+    assert report.passed
+    other = model.parent / "other.onnx"
+    other.write_bytes(sample("neighbourhood", seed=5).to_bytes())
+    assert not api.verify(other, both.package).passed
+
+
+def test_a_package_without_a_portable_model_says_so(plugin: api.OptimizeResult) -> None:
+    with pytest.raises(InputError, match="has only model.onnx.*needs model.portable.onnx.*--form both"):
+        api.build(plugin.package, target="sm_89")
+    with pytest.raises(InputError, match="timing on a CPU needs model.portable.onnx"):
+        bench_package(plugin.package)
+    with pytest.raises(InputError, match="are not standard ONNX, and TensorRT-RTX has no plugins"):
+        api.build(plugin.package / "model.onnx", target="sm_89")
+    assert write_report(plugin.package).planned >= 1
+
+
+def test_the_report_has_both_decisions(both: api.OptimizeResult) -> None:
+    page = (both.package / "report.html").read_text()
+    assert "one kernel in fp32 is predicted" in page
+    assert "<td>portable</td>" in page
+
+
+def test_inspect_says_what_optimize_does(model: Path, both: api.OptimizeResult) -> None:
+    for form, sites in both.inspection.judged:
+        seen = api.inspect(model, target="sm_90", form=form, cache=model.parent / "cache")
+        assert seen.form == form
+        assert [s.verdict() for s in seen.sites] == [s.verdict() for s in sites]
+
+
+def test_the_compute_type_is_that_of_the_model_unless_one_is_named(model: Path) -> None:
+    cache = model.parent / "cache"
+    for dtype, wanted in ((None, "fp32"), ("fp16", "fp16"), ("tf32", "tf32"), ("fp32", "fp32")):
+        site = api.inspect(model, target="sm_90", dtype=dtype, cache=cache).sites[0]  # type: ignore[arg-type]
+        assert site.planned["dtype"] == wanted and f"in {wanted} is" in site.reason
+
+
+def test_convolutions_have_the_portable_form_in_either(tmp_path: Path) -> None:
+    path = tmp_path / "shuffle.onnx"
+    path.write_bytes(sample("condensenet_train").to_bytes())
+    forms: tuple[Form, ...] = ("plugin", "portable")
+    plugin, portable = (api.inspect(path, target="sm_90", form=f, cache=tmp_path).sites for f in forms)
+    judged = [(a, b) for a, b in zip(plugin, portable, strict=True) if b.predicted_gain is not None]
+    assert judged
+    for a, b in judged:
+        assert (a.decision, a.predicted_gain, a.rewrite) == (b.decision, b.predicted_gain, b.rewrite)
+        assert a.reason.startswith(f"{b.reason}; there are no kernels for convolutions in this version")
+
+
+def test_a_type_without_kernels_is_a_reason_to_keep(tmp_path: Path) -> None:
+    path = tmp_path / "double.onnx"
+    path.write_bytes(_in_double(sample("neighbourhood").model).SerializeToString())
+    site = api.inspect(path, target="sm_90", cache=tmp_path).sites[0]
+    assert site.decision == "keep"
+    assert "its tensors are double; kernels compute in fp16, bf16, tf32, fp32: choose one by --dtype" in site.reason
+
+
+def _in_double(model: onnx.ModelProto) -> onnx.ModelProto:
+    return widen(model, onnx.TensorProto.DOUBLE)
+
+
+def test_a_site_without_tables_is_kept_with_the_reason(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_tables(*_: object, **__: object) -> None:
+        raise NoTables("attention-0: its tensors are too large")
+
+    monkeypatch.setattr(site_reports, "attention_tables", no_tables)
+    site = api.inspect(model, target="sm_90", cache=model.parent / "cache").sites[0]
+    assert site.decision == "keep" and site.rewrite is None
+    assert site.reason == "no table can hold what its kernel needs: its tensors are too large"
+
+
+def test_a_mask_that_depends_on_the_input_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(sample("dynamicvit_policy").to_bytes())
+    sites = api.inspect(path, target="sm_90", cache=tmp_path).sites
+    assert any("depends on the model's input" in s.reason for s in sites if s.kind == "attention")
+
+
+@pytest.mark.parametrize(
+    ("tag", "dtype", "sites"),
+    [
+        pytest.param("vil_tiny_224.dynamo.op18", None, 3, marks=pytest.mark.corpus),
+        pytest.param("swin_tiny_224.dynamo.op18", "fp16", 10, marks=pytest.mark.corpus_all),
+        pytest.param("regionvit_tiny_224.dynamo.op18.dyn", "bf16", 12, marks=pytest.mark.corpus_all),
+    ],
+)
+def test_exported_models_are_written_in_the_plugin_form(
+    tag: str, dtype: Element | None, sites: int, corpus_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    result = api.optimize(
+        corpus_model(tag), tmp_path / "out", target="sm_90", form="plugin", dtype=dtype, cache=tmp_path
+    )
+    assert result.verification is not None and result.verification.passed
+    assert len(plugin_sites(onnx.load(result.package / "model.onnx"))) == sites
