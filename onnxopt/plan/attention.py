@@ -9,11 +9,12 @@ import numpy as np
 
 from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyLists
 from onnxopt.plan.buckets import Bucket, CostOfBatch, best_buckets
-from onnxopt.plan.intervals import Intervals, cheapest_cuts, chosen, intervals_of, rows_of, union_sizes
+from onnxopt.plan.intervals import Intervals, cheapest_cuts, chosen, intervals_of, rows_of
 from onnxopt.plan.orders import row_orders
 from onnxopt.plan.rates import CpuRates, GpuRates
 from onnxopt.plan.schedule import Objective
 from onnxopt.plan.strips import CodedLists, Strip, coded, cut_at_lists, cut_evenly, make_strip
+from onnxopt.plan.unions import union_sizes
 
 _STRIP_ROWS = (16, 32, 64, 128, 256)
 # Orders that are searched besides those that are always, and places where an order may be cut freely.

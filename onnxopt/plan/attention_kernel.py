@@ -16,8 +16,10 @@ from onnxopt.plan.intervals import LONGEST, rows_of
 from onnxopt.plan.makespan import launch_order
 from onnxopt.plan.order_choice import chosen_orders
 from onnxopt.plan.schedule import AttentionSchedule, Forecast, Objective, PatternSchedule, Proof
+from onnxopt.plan.strip_orders import Cut, Order
+from onnxopt.plan.strip_prices import PriceTable
 from onnxopt.plan.strip_search import Found, distinct, fastest, fewest_pairs_of
-from onnxopt.plan.strip_space import Cut, Order, PricesKnown, StripSpace
+from onnxopt.plan.strip_space import StripSpace
 from onnxopt.plan.strips import CodedLists, Strip, coded, make_strip
 from onnxopt.target.variant import AttentionVariant, Element
 
@@ -28,7 +30,7 @@ MOST_KEYS = 1 << 27
 
 @dataclass(frozen=True)
 class _Pattern:
-    """The heads that share one pattern, and the orders of its rows that are searched."""
+    """The heads that share one pattern, the orders of its rows that are searched, and others that were looked at."""
 
     heads: tuple[int, ...]
     number: int
@@ -36,6 +38,7 @@ class _Pattern:
     codes: CodedLists
     rows: np.ndarray
     orders: tuple[Order, ...]
+    others: tuple[Order, ...]
 
 
 def plan_attention_kernel(
@@ -59,13 +62,14 @@ def plan_attention_kernel(
             f"{site.node}: {len(rows):,} queries with {listed:,} keys in their distinct lists are too many to plan; "
             f"allowed: {MOST_ROWS:,} queries and {MOST_KEYS:,} keys. The site can only be kept as it is"
         )
-    known: PricesKnown = {}
-    patterns = [_pattern(site, number, rows, cost, objective, known) for number in range(len(site.lists))]
+    table = PriceTable(cost, objective)
+    patterns = [_pattern(site, number, rows, cost, table) for number in range(len(site.lists))]
     needed = sum(len(p.heads) * int(p.lists.lengths[rows].sum()) for p in patterns)
     moved = moved_bytes(site, rows, element)
     orders = [pattern.orders for pattern in patterns]
-    space = StripSpace(orders, cost, objective, cost.launch_us + cost.bytes_floor_us(moved), known)
-    found = fastest(space) if objective == "time" else fewest_pairs_of(space)
+    space = StripSpace(orders, cost, objective, cost.launch_us + cost.bytes_floor_us(moved), table)
+    others = [pattern.others for pattern in patterns]
+    found = fastest(space, others) if objective == "time" else fewest_pairs_of(space)
     bound_us = cost.bound_us(float(needed), moved)
     result = []
     for cut in distinct(found.cuts, max(1, top)):
@@ -81,24 +85,31 @@ def _pattern(
     number: int,
     rows: np.ndarray,
     cost: AttentionCost,
-    objective: Objective,
-    known: PricesKnown,
+    table: PriceTable,
 ) -> _Pattern:
     lists = site.lists[number]
     codes = coded(lists)
     heads = tuple(int(h) for h in np.flatnonzero(site.head_lists == number))
     biased = any(site.head_bias[h] >= 0 for h in heads)
     tokens = (site.query_tokens, site.key_tokens)
-    orders = chosen_orders(rows, lists, codes, tokens, cost, objective, len(heads), biased, known)
-    return _Pattern(heads, number, lists, codes, rows, orders)
+    orders, others = chosen_orders(rows, lists, codes, tokens, len(heads), biased, table)
+    return _Pattern(heads, number, lists, codes, rows, orders, others)
 
 
 def moved_bytes(site: AttentionSite, rows: np.ndarray, element: Element) -> float:
     """Bytes that cross the device's memory at least once: every vector that is used, and the results."""
     size = 2 if element in ("fp16", "bf16") else 4
-    used = [len(np.unique(v[v >= 0])) for v in (site.query_vectors, site.key_vectors, site.value_vectors)]
+    used = [used_vectors(v) for v in (site.query_vectors, site.key_vectors, site.value_vectors)]
     vectors = (used[0] + used[1]) * site.head_dim + used[2] * site.v.width
     return float(size * (vectors + site.heads * len(rows) * site.v.width))
+
+
+def used_vectors(numbers: np.ndarray) -> int:
+    """How many different vectors are named by their numbers; -1 names none."""
+    # Numbers are dense, so that marking them is much faster than sorting them.
+    seen = np.zeros(int(numbers.max(initial=-1)) + 2, bool)
+    seen[numbers] = True
+    return int(seen[:-1].sum())
 
 
 def _fewest_pairs(patterns: Sequence[_Pattern], cost: AttentionCost) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxopt.plan.attention_cost import AttentionCost
 from onnxopt.plan.makespan import makespan
-from onnxopt.plan.strip_space import padded
+from onnxopt.plan.strip_prices import padded
 from onnxopt.target.variant import AttentionVariant
 
 

@@ -16,10 +16,10 @@ from onnxopt.plan.attention import filled_rows
 from onnxopt.plan.attention_cost import AttentionCost
 from onnxopt.plan.baseline_jobs import Jobs, Launch, fastest_us, launched, mixtures, residents
 from onnxopt.plan.greedy_blocks import Blocks, greedy_blocks
-from onnxopt.plan.intervals import union_sizes
 from onnxopt.plan.orders import row_orders
-from onnxopt.plan.strip_space import padded
+from onnxopt.plan.strip_prices import padded
 from onnxopt.plan.strips import CodedLists, coded
+from onnxopt.plan.unions import union_sizes
 from onnxopt.target.variant import AttentionVariant
 
 TILE_SIZES = (64, 128)

@@ -17,13 +17,15 @@ from onnxopt.discover.conv_site import BoolArray, ConvSite
 from onnxopt.errors import InputError
 from onnxopt.plan.conv_strips import ConvShape, ConvStrips, output_lists
 from onnxopt.plan.group_conv_cost import GroupConvCost
-from onnxopt.plan.intervals import LONGEST, intervals_of, rows_of
+from onnxopt.plan.intervals import LONGEST, intervals_at, rows_of
 from onnxopt.plan.makespan import launch_order, makespan
 from onnxopt.plan.order_choice import chosen_orders
 from onnxopt.plan.partition import Part, Partition, partition
 from onnxopt.plan.schedule import ConvPart, ConvSchedule, Forecast, Objective, Proof
+from onnxopt.plan.strip_orders import Order, Setting
+from onnxopt.plan.strip_prices import PriceTable, padded
 from onnxopt.plan.strip_search import distinct, fastest
-from onnxopt.plan.strip_space import Order, PricesKnown, Setting, StripSpace, padded
+from onnxopt.plan.strip_space import StripSpace
 from onnxopt.plan.strips import coded
 from onnxopt.target.variant import Element
 
@@ -109,15 +111,18 @@ def _by_time(task: _Task, top: int) -> list[tuple[_Candidate, Proof]]:
     rows = np.flatnonzero(task.links.any(axis=1))
     codes = coded(lists)
     strips = ConvStrips(task.cost)
-    known: PricesKnown = {}
+    table = PriceTable(strips, "time")
+    others: tuple[Order, ...] = ()
     if _is_channelwise(task):
         # Outputs share an input or nothing at all; no other order brings anything together.
         together = rows[np.argsort(lists.row_list[rows], kind="stable")]
-        orders: tuple[Order, ...] = (Order.of("equal inputs", 1, intervals_of(together, lists, codes), True),)
+        # They may be parted anywhere: a block of the ordinary lanes takes an output or two.
+        everywhere = intervals_at(together, lists, codes, np.arange(len(rows) + 1), _longest(strips))
+        orders: tuple[Order, ...] = (Order.of("equal inputs", 1, everywhere, True),)
     else:
-        orders = chosen_orders(rows, lists, codes, (None, None), strips, "time", 1, True, known)
-    space = StripSpace([orders], strips, "time", task.floor_us, known)
-    found = fastest(space)
+        orders, others = chosen_orders(rows, lists, codes, (None, None), 1, True, table)
+    space = StripSpace([orders], strips, "time", task.floor_us, table)
+    found = fastest(space, [others])
     result = []
     for cut in distinct(found.cuts, top):
         order, prices = cut.orders[0], space.prices(cut.orders[0], cut.setting)
@@ -142,6 +147,10 @@ def _by_time(task: _Task, top: int) -> list[tuple[_Candidate, Proof]]:
         )
         result.append((candidate, proof))
     return result
+
+
+def _longest(strips: ConvStrips) -> int:
+    return min(LONGEST, max(shape.rows for shape in strips.variants()))
 
 
 def _by_waste(task: _Task, top: int) -> list[tuple[_Candidate, Proof]]:

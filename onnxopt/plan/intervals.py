@@ -1,8 +1,7 @@
 """Strips as intervals of an order of rows: how many keys each would have, and the cheapest way to cut the order.
 
-The keys that rows i..j share the computation of are the union of their lists. A key adds to the union where it was not
-needed since row i, so the sizes of all unions follow from how far back each row finds each of its keys: one pass over
-the lists, however many intervals there are.
+The keys that the rows of an interval share the computation of are the union of their lists; all unions of an order come
+from one pass over its lists.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import numpy as np
 
 from onnxopt.discover.attention_site import KeyLists
 from onnxopt.plan.strips import CodedLists
+from onnxopt.plan.unions import interval_unions, runs_of
 
 # Rows of one interval at most: the tallest strip of any kernel.
 LONGEST = 128
@@ -52,25 +52,45 @@ def intervals_of(
     With more cuts than ``most_cuts`` they lie further apart, if need be eight rows and, within a run of rows with equal
     keys, 32.
     """
+    starts = runs_of(lists.row_list[order])
+    return intervals_at(order, lists, codes, _thinned_cuts(starts, len(order), most_cuts, longest), longest)
+
+
+def intervals_at(
+    order: np.ndarray, lists: KeyLists, codes: CodedLists, cuts: np.ndarray, longest: int = LONGEST
+) -> Intervals:
+    """The intervals of an order that may be cut at ``cuts``, from 0 to its length, at most ``longest`` rows apart."""
     owner = lists.row_list[order]
-    cuts = _thinned_cuts(_runs(owner), len(order), most_cuts, longest)
-    sizes = union_sizes(owner, codes, longest, cuts[:-1])
     steps = int((np.searchsorted(cuts, cuts + longest, side="right") - 1 - np.arange(len(cuts))).max(initial=1))
+    sizes = interval_unions(owner, codes, cuts, steps)
     begin = np.arange(len(cuts))[:, None] - 1 - np.arange(steps)[None, :]
     exists = begin >= 0
     begin = np.where(exists, begin, 0)
     rows = np.where(exists, cuts[:, None] - cuts[begin], 0)
     rows[rows > longest] = 0
     first = cuts[begin]
-    keys = np.where(rows > 0, sizes[np.minimum(begin, len(cuts) - 2), np.maximum(rows, 1) - 1], 0)
+    keys = np.where(rows > 0, sizes[np.minimum(begin, len(cuts) - 2), np.arange(steps)[None, :]], 0)
     total = np.concatenate([[0], np.cumsum(np.diff(codes.offsets)[owner])])
     needed = np.where(rows > 0, total[cuts][:, None] - total[first], 0)
     return Intervals(order, cuts, rows, keys, needed)
 
 
-def _runs(owner: np.ndarray) -> np.ndarray:
-    """Where runs of rows with one list begin."""
-    return np.flatnonzero(np.concatenate([np.ones(min(1, len(owner)), bool), owner[1:] != owner[:-1]]))
+def in_equal_parts(order: np.ndarray, lists: KeyLists, codes: CodedLists, most: int) -> Intervals:
+    """One interval after the other: every run of rows with equal keys in as few parts as can be, of ``most`` rows.
+
+    The parts of a run differ by one row at most, the larger ones first.
+    """
+    owner = lists.row_list[order]
+    starts = runs_of(owner)
+    lengths = np.diff(np.append(starts, len(order)))
+    parts = -(-lengths // most)
+    number = np.arange(int(parts.sum())) - np.repeat(np.cumsum(parts) - parts, parts)
+    even, larger = np.repeat(lengths // parts, parts), np.repeat(lengths % parts, parts)
+    begins = np.repeat(starts, parts) + number * even + np.minimum(number, larger)
+    cuts = np.append(begins, len(order))
+    rows = np.concatenate([[0], np.diff(cuts)])[:, None]
+    keys = np.concatenate([[0], np.diff(codes.offsets)[owner[begins]]])[:, None].astype(np.int32)
+    return Intervals(order, cuts, rows, keys, rows.astype(np.int64) * keys)
 
 
 def _thinned_cuts(starts: np.ndarray, count: int, most: int | None, longest: int) -> np.ndarray:
@@ -111,42 +131,6 @@ def _cuts(starts: np.ndarray, count: int, step: int) -> np.ndarray:
     return np.append(places[(places - begin) % step == 0], count)
 
 
-def union_sizes(owner: np.ndarray, codes: CodedLists, longest: int, begins: np.ndarray | None = None) -> np.ndarray:
-    """Begins x longest: how many distinct codes the rows i..i+l have, of rows with the lists ``owner``.
-
-    ``begins`` are the rows i in ascending order, by default all of them.
-    """
-    count = len(owner)
-    begins = np.arange(count) if begins is None else begins
-    number = np.full(count, -1)
-    number[begins] = np.arange(len(begins))
-    starts = _runs(owner)
-    fresh = _fresh_keys(owner[starts], starts, count, codes, longest)
-    grown = np.zeros((len(begins), longest), np.int32)
-    # Row r adds fresh[r, r - i] keys to the interval that began at row i.
-    for back in range(1, longest):
-        first = int(np.searchsorted(starts, back))
-        place = number[starts[first:] - back]
-        found = place >= 0
-        grown[place[found], back] = fresh[first:, back][found]
-    grown[:, 0] = np.diff(codes.offsets)[owner[begins]]
-    return np.cumsum(grown, axis=1, dtype=np.int32)
-
-
-def _fresh_keys(owner: np.ndarray, starts: np.ndarray, count: int, codes: CodedLists, longest: int) -> np.ndarray:
-    """Runs x longest: how many keys of a run no row needed among the ``d`` rows before it, for d below ``longest``."""
-    fresh = np.zeros((len(starts), longest), np.int32)
-    ends = np.append(starts[1:], count)
-    span = int(codes.codes.max(initial=0)) + 1
-    last = np.full(span, -longest, np.int64)
-    for run, number in enumerate(owner):
-        keys = codes.of(int(number))
-        back = np.minimum(starts[run] - last[keys], longest)
-        fresh[run] = len(keys) - np.cumsum(np.bincount(back, minlength=longest + 1))[:longest]
-        last[keys] = ends[run] - 1
-    return fresh
-
-
 def cheapest_cuts(intervals: Intervals, cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The least total cost of cutting the order into intervals, for each of several costs at once.
 
@@ -154,18 +138,29 @@ def cheapest_cuts(intervals: Intervals, cost: np.ndarray) -> tuple[np.ndarray, n
     the step that each best interval takes at each cut (cuts x costs), for :func:`chosen`. Ties go to the longer
     interval, so that fewer strips come out.
     """
-    count, steps, kinds = cost.shape
-    best = np.full((count + steps, kinds), np.inf)
-    best[steps] = 0.0
-    taken = np.zeros((count, kinds), np.int64)
-    columns = np.arange(kinds)
+    count = len(cost)
+    best, taken = shortest_paths(cost[:, ::-1].transpose(2, 0, 1)[:, :, None])
+    return best[:, 0, count - 1], taken[:, :, 0]
+
+
+def shortest_paths(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least totals from cut 0 to every cut, for several costs and orders at once, and the steps taken at every cut.
+
+    ``cost`` is (costs x cuts x orders x steps) with the longest step first, which wins ties. Totals are (costs x orders
+    x cuts), steps (cuts x costs x orders).
+    """
+    kinds, count, orders, steps = cost.shape
+    best = np.full((kinds, orders, count + steps), np.inf)
+    best[:, :, steps] = 0.0
+    choices = np.full((count, kinds * orders), steps - 1, np.int32)
+    columns = np.arange(kinds * orders)
     for cut in range(1, count):
-        # Row t of the window is the best total at the cut t + 1 before this one; reversed, longer ones come first.
-        sums = cost[cut, ::-1] + best[cut : cut + steps]
-        choice = sums.argmin(axis=0)
-        best[cut + steps] = sums[choice, columns]
-        taken[cut] = steps - 1 - choice
-    return best[count + steps - 1], taken
+        # Column t of the window is the best total at the cut t + 1 before this one, in reverse.
+        sums = (cost[:, cut] + best[:, :, cut : cut + steps]).reshape(-1, steps)
+        choice = sums.argmin(axis=1)
+        choices[cut] = choice
+        best[:, :, cut + steps] = sums[columns, choice].reshape(kinds, orders)
+    return best[:, :, steps:], (steps - 1 - choices).reshape(count, kinds, orders)
 
 
 def chosen(intervals: Intervals, taken: np.ndarray) -> list[tuple[int, int]]:

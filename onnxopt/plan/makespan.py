@@ -18,6 +18,7 @@ MORE_DUALS = (4.0, *(n / 10 for n in range(11, 80) if n % 10))
 _SLACK = 1e-9
 # Longest first is left alone where it is this close to its bound; packings are halved towards theirs so often.
 _WORTH_PACKING = 0.001
+_WORTH_TRYING = 1e-6
 _PACKINGS = 9
 
 
@@ -73,7 +74,7 @@ def _best_span(lengths: np.ndarray, counts: np.ndarray, slots: int, below: float
     low = max(float(lengths @ counts) / slots, float(lengths.max(initial=0.0)))
     if listed <= low * (1 + _WORTH_PACKING) or low >= below:
         return listed, False
-    if np.isfinite(below) and _packed(lengths, counts, slots, min(below, listed) * (1 - _WORTH_PACKING)) is None:
+    if np.isfinite(below) and _packed(lengths, counts, slots, min(below, listed) * (1 - _WORTH_TRYING)) is None:
         # One packing tells whether it is worth looking for the tightest.
         return listed, False
     best = high = listed

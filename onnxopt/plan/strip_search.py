@@ -12,22 +12,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxopt.plan.intervals import chosen
-from onnxopt.plan.makespan import DUAL_ORDERS, MORE_DUALS, weights
-from onnxopt.plan.strip_space import Column, Cut, Order, Setting, Shortest, StripSpace
+from onnxopt.plan.even_cuts import EvenCuts
+from onnxopt.plan.strip_columns import area_of, pairs_of
+from onnxopt.plan.strip_game import excluded_settings, played
+from onnxopt.plan.strip_orders import Cut, Order, Setting, Shortest
+from onnxopt.plan.strip_space import StripSpace
 
 _ROUNDS = 10
-# Refining ends after so many steps of shortest paths, about two seconds; what is then open shows in the gap.
-_MOST_STEPS = 250_000
-_MOVES = 8
-_EVEN_ROWS = (8, 16, 32, 48, 64, 96, 128)
-_FITTING = (1, 2, 3, 4, 6)
-_SPLICES = (-0.16, -0.08, 0.0, 0.08, 0.16)
-_DUALS = DUAL_ORDERS + MORE_DUALS
-Steps = Sequence[tuple[int, np.ndarray]]
-# A gap that is not worth another round.
+# Refining ends after so many steps of shortest paths, about a second; what is then open shows in the gap.
+_MOST_STEPS = 80_000
+# A gap that is not worth another round, and one that nothing is worth.
 _CLOSE = 0.002
-_SLACK = 1e-6
+_EQUAL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -46,22 +42,25 @@ def fewest_pairs_of(space: StripSpace) -> Found:
     found = space.shortest([pairs_of(space, setting) for setting in alone])
     cuts = []
     for column, first in enumerate(alone):
-        if not _finite(found.totals[column]):
+        if not np.isfinite(found.totals[column]):
             continue
         steps = found.steps(column)
         fewest = space.launched(first, steps)
         same = [fewest]
         for setting in settings:
             if setting.threads == first.threads and setting.resident > 1:
-                other = space.launched(setting, steps)
-                same += [other] if other.pairs == fewest.pairs and _finite(other.microseconds) else []
+                other = space.launched_strips(setting, fewest.orders, fewest.intervals)
+                same += [other] if other.pairs == fewest.pairs and np.isfinite(other.microseconds) else []
         cuts += same
     cuts.sort(key=lambda cut: (cut.pairs, cut.microseconds, cut.signature))
     return Found(tuple(cuts), float(cuts[0].pairs), space.passes)
 
 
-def fastest(space: StripSpace) -> Found:
-    """The fastest cuts, and the proven bound of the whole space."""
+def fastest(space: StripSpace, others: Sequence[Sequence[Order]] = ()) -> Found:
+    """The fastest cuts, and the proven bound of the whole space.
+
+    ``others`` are further orders of each pattern, of which only cuts into strips of one size are tried.
+    """
     settings = space.settings()
     sums = space.shortest([area_of(space, setting) for setting in settings])
     areas = [space.overhead(s) + t / space.slots(s) for s, t in zip(settings, sums.totals, strict=True)]
@@ -71,263 +70,82 @@ def fastest(space: StripSpace) -> Found:
         best = min((cut.microseconds for cut in cuts), default=np.inf)
         if areas[index] < best:
             cuts.append(space.launched(settings[index], sums.steps(index), best))
-    even = _even_cuts(space)
+    even = EvenCuts(space, others)
     for index in ranked:
-        _add_even_cuts(space, settings[index], even, cuts)
-    bounds = {index: max(space.floor_us, float(areas[index])) for index in ranked}
-    best = min(cut.microseconds for cut in cuts) * (1 - _CLOSE)
-    open_ones = [index for index in ranked if bounds[index] < best]
-    for index in _excluded(space, settings, open_ones, best):
-        bounds[index] = best
-    for index in open_ones:
-        best = min(cut.microseconds for cut in cuts)
-        if bounds[index] < best * (1 - _CLOSE):
-            limit = (best - space.overhead(settings[index])) * space.slots(settings[index])
-            bounds[index] = _refined(space.narrowed(sums, index, limit), settings[index], bounds[index], cuts)
+        even.add(settings[index], cuts)
+    search = _Search(space, settings, sums, cuts, {i: max(space.floor_us, float(areas[i])) for i in ranked})
+    search.refine()
+    search.finish()
     cuts.sort(key=lambda cut: (cut.microseconds, cut.signature))
-    return Found(tuple(cuts), min(cuts[0].microseconds, *bounds.values()), space.passes)
-
-
-def _excluded(space: StripSpace, settings: Sequence[Setting], candidates: Sequence[int], time: float) -> list[int]:
-    """The settings, by number, in which a dual feasible function shows that no launch takes less than ``time``.
-
-    Most settings are done with here, all in one pass.
-    """
-    if not candidates:
-        return []
-    single = np.eye(len(DUAL_ORDERS), len(_DUALS))
-    columns, slots = [], []
-    for index in candidates:
-        span = max(_SLACK, time - space.overhead(settings[index]))
-        columns += [_mixed(space, settings[index], span, mixture) for mixture in single]
-        slots.append(space.slots(settings[index]))
-    totals = space.shortest(columns).totals.reshape(len(candidates), len(single))
-    heavy = np.asarray(totals > np.array(slots)[:, None] * (1 + _SLACK)).any(axis=1)
-    return [candidates[int(place)] for place in np.flatnonzero(heavy)]
-
-
-def _even_cuts(space: StripSpace) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """The number of an order, the steps and the shapes of its cuts into strips of one size; for one pattern only."""
-    if len(space.patterns) > 1:
-        return []
-    result = []
-    for number, order in enumerate(space.patterns[0]):
-        for size in _EVEN_ROWS:
-            steps = _even_steps(order, size)
-            if steps is not None:
-                result.append((number, steps, order.shapes_at(chosen(order.intervals, steps))))
-    return result
-
-
-def _add_even_cuts(
-    space: StripSpace, setting: Setting, even: Sequence[tuple[int, np.ndarray, np.ndarray]], cuts: list[Cut]
-) -> None:
-    """Add cuts into strips of one size where they win: what others do is never better than what was found."""
-    best = min(cut.microseconds for cut in cuts)
-    for number, steps, shapes in even:
-        order = space.patterns[0][number]
-        prices = space.prices(order, setting)
-        times, blocks = prices.microseconds[shapes], prices.blocks[shapes] * order.heads
-        least = max(float(times @ blocks) / space.slots(setting), float(times.max()))
-        if max(space.floor_us, space.overhead(setting) + least) < best:
-            cuts.append(space.launched(setting, [(number, steps)], best))
-            best = min(best, cuts[-1].microseconds)
-
-
-def _even_steps(order: Order, size: int) -> np.ndarray | None:
-    """The steps that cut an order every ``size`` rows, or None where it cannot be cut so."""
-    cuts = order.intervals.cuts
-    places = np.searchsorted(cuts, np.append(np.arange(0, cuts[-1], size), cuts[-1]))
-    if not np.array_equal(cuts[places][:-1], np.arange(0, cuts[-1], size)):
-        return None
-    steps = np.zeros(len(cuts), np.int64)
-    steps[places[1:]] = np.diff(places) - 1
-    return steps if int(steps.max()) < order.shape.shape[1] else None
-
-
-def _refined(space: StripSpace, setting: Setting, bound: float, cuts: list[Cut]) -> float:
-    """Raise the setting's bound, and add cuts whose strips balance better.
-
-    The makespan just below the best time is tried first: mostly it is excluded, and the setting with it.
-    """
-    low, first = bound, True
-    for _ in range(_ROUNDS):
-        best = min(cut.microseconds for cut in cuts)
-        if low >= best * (1 - _CLOSE) or space.steps > _MOST_STEPS:
-            break
-        time = best * (1 - _CLOSE) if first else float(np.sqrt(low * best))
-        excluded, built = _played(space, setting, time - space.overhead(setting), best)
-        cuts.extend(built)
-        if excluded:
-            bound = time
-        if excluded or (not first and min(cut.microseconds for cut in cuts) >= best):
-            # What is neither excluded nor reached stays open below; the search goes on above it.
-            low = time
-        first = False
-    return bound
-
-
-def _played(space: StripSpace, setting: Setting, time: float, best: float) -> tuple[bool, list[Cut]]:
-    """Whether no cut has a makespan below ``time``, and the cuts that were tried to show it; ``best`` is to be beaten.
-
-    Every mixture of dual feasible functions is one, and a cut that fits under one may be too heavy for another. So
-    mixtures and cuts play a game: the mixture that is worst for all cuts so far, then the lightest cut under it.
-    """
-    slots = space.slots(setting)
-    mixtures = np.eye(len(DUAL_ORDERS), len(_DUALS))
-    found = space.shortest([_mixed(space, setting, time, mixture) for mixture in mixtures])
-    if (found.totals > slots * (1 + _SLACK)).any():
-        return True, []
-    answers = [_Answer(found, column) for column in range(len(mixtures))]
-    # Not proofs but good cuts: the fewest strips that fit k times into the makespan.
-    rounds = [_in_rounds(space, setting, time, k) for k in _FITTING]
-    found = space.shortest([*rounds, _alone(space, setting, time)])
-    good = [_Answer(found, column) for column in range(len(found.totals)) if _finite(found.totals[column])]
-    shares = np.zeros(0)
-    excluded = False
-    for _ in range(_MOVES):
-        table = np.array([_weights_of(space, setting, time, answer.steps()) for answer in answers])
-        mixture, value, shares = _worst_mixture(table)
-        if value <= slots * (1 + _SLACK):
-            break
-        found = space.shortest([_mixed(space, setting, time, mixture)])
-        excluded = bool(found.totals[0] > slots * (1 + _SLACK))
-        if excluded:
-            break
-        answers.append(_Answer(found, 0))
-    steps = [answer.steps() for answer in answers + good] + ([] if excluded else _spliced(answers, shares))
-    return excluded, [space.launched(setting, own, best) for own in steps]
+    return Found(tuple(cuts), min(cuts[0].microseconds, *search.bounds.values()), space.passes)
 
 
 @dataclass(frozen=True)
-class _Answer:
-    """One column of a search: the lightest cut under a mixture."""
+class _Search:
+    """What is known so far: ``bounds`` by the number of the setting, and the cuts that were built."""
 
-    found: Shortest
-    column: int
+    space: StripSpace
+    settings: Sequence[Setting]
+    sums: Shortest
+    cuts: list[Cut]
+    bounds: dict[int, float]
 
-    def steps(self) -> Steps:
-        """The steps of every pattern, each in its best order."""
-        return self.found.steps(self.column)
+    @property
+    def best(self) -> float:
+        """The least time so far."""
+        return min(cut.microseconds for cut in self.cuts)
 
-    def steps_in(self, orders: Sequence[int]) -> Steps:
-        """The same in given orders, for which they are the lightest just as well."""
-        return [(n, taken[n][:, self.column]) for n, taken in zip(orders, self.found.taken, strict=True)]
+    def refine(self) -> None:
+        """Close the gaps of all settings that are worth it: exclude them, or find better cuts in them."""
+        time = self.best * (1 - _CLOSE)
+        for index in self._still_open(time):
+            if self.bounds[index] < self.best * (1 - _CLOSE):
+                self._refine(index)
 
+    def finish(self) -> None:
+        """Try every setting once more that may be better at all."""
+        if self.space.steps > _MOST_STEPS:
+            return
+        for index in self._still_open(self.best * (1 - _EQUAL)):
+            best = self.best
+            time = best * (1 - _EQUAL)
+            if self.bounds[index] < time and self.space.steps <= _MOST_STEPS:
+                self._play(index, time, best)
 
-def _spliced(answers: Sequence[_Answer], shares: np.ndarray) -> list[Steps]:
-    """Cuts that follow one of the two weightiest answers in the first rows and the other one in the rest.
+    def _still_open(self, time: float) -> list[int]:
+        """The settings that are not excluded below ``time``, those with the lowest bounds of area first."""
+        candidates = [index for index, bound in self.bounds.items() if bound < time]
+        excluded = excluded_settings(self.space, self.settings, candidates, time)
+        self.bounds.update(dict.fromkeys(excluded, time))
+        return [index for index in candidates if self.bounds[index] < time]
 
-    The answer to the worst mixture is a mixture of cuts; where many rows are alike, a splice comes close to it.
-    """
-    ranked = [int(i) for i in np.argsort(-shares, kind="stable") if shares[i] > 0]
-    result: list[Steps] = []
-    for first, second in ((a, b) for a in ranked[:3] for b in ranked[:3] if a != b):
-        own = answers[first].steps()
-        other = answers[second].steps_in([number for number, _ in own])
-        begin = shares[first] / (shares[first] + shares[second])
-        for part in np.clip(begin + np.array(_SPLICES), 0.0, 1.0):
-            result.append([_splice(a, b, float(part)) for a, b in zip(own, other, strict=True)])  # noqa: PERF401
-    return result
+    def _refine(self, index: int) -> None:
+        """Raise the setting's bound, and add cuts whose strips balance better.
 
+        The makespan just below the best time is tried first: mostly it is excluded, and the setting with it.
+        """
+        low, first = self.bounds[index], True
+        for _ in range(_ROUNDS):
+            best = self.best
+            if low >= best * (1 - _CLOSE) or self.space.steps > _MOST_STEPS:
+                break
+            time = best * (1 - _CLOSE) if first else float(np.sqrt(low * best))
+            excluded = self._play(index, time, best)
+            if excluded or (not first and self.best >= best):
+                # What is neither excluded nor reached stays open below; the search goes on above it.
+                low = time
+            first = False
 
-def _splice(first: tuple[int, np.ndarray], second: tuple[int, np.ndarray], part: float) -> tuple[int, np.ndarray]:
-    # The steps at a cut lead back to the beginning by the best way to that very cut, wherever one comes from.
-    place = np.arange(len(first[1]))
-    return first[0], np.where(place <= part * len(place), first[1], second[1])
-
-
-def _worst_mixture(table: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    """The mixture of a table's columns whose smallest row is largest, that row, and the answering mixture of rows."""
-    from scipy.optimize import linprog
-
-    rows, columns = table.shape
-    result = linprog(
-        np.append(np.zeros(columns), -1.0),
-        A_ub=np.hstack([-table, np.ones((rows, 1))]),
-        b_ub=np.zeros(rows),
-        A_eq=np.append(np.ones(columns), 0.0)[None],
-        b_eq=[1.0],
-        bounds=[(0, 1)] * columns + [(None, None)],
-    )
-    if result.x is None:
-        return np.full(columns, 1 / columns), np.inf, np.zeros(rows)
-    # What the solver says is only a suggestion: the shortest path under this mixture is what proves anything.
-    mixture = np.maximum(result.x[:-1], 0.0)
-    mixture = np.round(mixture / mixture.sum(), 6)
-    mixture /= mixture.sum()
-    return mixture, float((table @ mixture).min()), np.abs(np.asarray(result.ineqlin.marginals))
-
-
-def _weights_of(space: StripSpace, setting: Setting, time: float, steps: Steps) -> np.ndarray:
-    """The weight of a cut under every dual feasible function."""
-    total = np.zeros(len(_DUALS))
-    for order, shapes in space.shapes_of(steps):
-        prices = space.prices(order, setting)
-        ratio = prices.microseconds[shapes] / time
-        total += [order.heads * float(prices.blocks[shapes] @ weights(ratio, dual)) for dual in _DUALS]
-    return total
-
-
-def area_of(space: StripSpace, setting: Setting) -> Column:
-    """The time for which a strip occupies slots."""
-
-    def column(order: Order) -> np.ndarray:
-        prices = space.prices(order, setting)
-        return np.asarray(prices.microseconds * prices.blocks)
-
-    return column
-
-
-def pairs_of(space: StripSpace, setting: Setting) -> Column:
-    """The pairs that a strip computes."""
-
-    def column(order: Order) -> np.ndarray:
-        prices = space.prices(order, setting)
-        # Next to nothing for a strip, so that equals are not split, and for time, so that the faster of them wins.
-        return np.where(np.isfinite(prices.microseconds), prices.pairs + 1e-3 + 1e-9 * prices.microseconds, np.inf)
-
-    return column
-
-
-def _mixed(space: StripSpace, setting: Setting, time: float, mixture: np.ndarray) -> Column:
-    def column(order: Order) -> np.ndarray:
-        prices = space.prices(order, setting)
-        ratio = prices.microseconds / time
-        fits = np.isfinite(weights(ratio, 0))
-        total = np.full(len(ratio), np.inf)
-        total[fits] = sum(
-            share * weights(ratio[fits], dual) for share, dual in zip(mixture, _DUALS, strict=True) if share
-        )
-        return np.asarray(total * prices.blocks)
-
-    return column
-
-
-def _in_rounds(space: StripSpace, setting: Setting, time: float, rounds: int) -> Column:
-    """The number of strips that last at most ``time / rounds``; of equals, the time decides."""
-
-    def column(order: Order) -> np.ndarray:
-        prices = space.prices(order, setting)
-        value = prices.blocks * (1.0 + _SLACK * prices.microseconds)
-        return np.where(prices.microseconds * rounds <= time, value, np.inf)
-
-    return column
-
-
-def _alone(space: StripSpace, setting: Setting, time: float) -> Column:
-    """The share of a slot that a strip takes if only strips like it share the slot."""
-
-    def column(order: Order) -> np.ndarray:
-        prices = space.prices(order, setting)
-        with np.errstate(divide="ignore"):
-            return np.asarray(prices.blocks / np.floor(time / prices.microseconds * (1 + _SLACK)))
-
-    return column
-
-
-def _finite(total: float) -> bool:
-    return bool(np.isfinite(total))
+    def _play(self, index: int, time: float, best: float) -> bool:
+        """Whether no launch of the setting takes less than ``time``; the cuts that were tried are added."""
+        setting = self.settings[index]
+        overhead = self.space.overhead(setting)
+        narrow = self.space.narrowed(self.sums, index, (best - overhead) * self.space.slots(setting))
+        excluded, built = played(narrow, setting, time - overhead, best)
+        self.cuts.extend(built)
+        if excluded:
+            self.bounds[index] = time
+        return excluded
 
 
 def distinct(cuts: Sequence[Cut], top: int) -> list[Cut]:

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxopt.plan.intervals import LONGEST, Intervals, cheapest_cuts, chosen, intervals_of, rows_of, union_sizes
+from onnxopt.plan import unions
+from onnxopt.plan.intervals import LONGEST, Intervals, cheapest_cuts, chosen, intervals_of, rows_of
 from onnxopt.plan.strips import coded
+from onnxopt.plan.unions import union_sizes
 from tests.plan.patterns import Rows, any_rows, key_lists
 
 
@@ -109,6 +111,16 @@ def test_union_sizes_of_all_windows_of_rows(rows: Rows, longest: int) -> None:
     for begin, length in product(range(len(rows)), range(longest)):
         if begin + length < len(rows):
             assert sizes[begin, length] == union_of(rows[begin : begin + length + 1])
+
+
+@given(many_rows)
+def test_unions_of_many_keys_are_counted_in_several_passes(rows: Rows) -> None:
+    lists = key_lists(rows)
+    codes = coded(lists)
+    whole = intervals_of(np.arange(len(rows)), lists, codes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unions, "_PASS_KEYS", 7)
+        assert np.array_equal(intervals_of(np.arange(len(rows)), lists, codes).keys, whole.keys)
 
 
 def test_rows_without_keys_add_nothing() -> None:

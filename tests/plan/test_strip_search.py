@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from onnxopt.plan.intervals import intervals_of
 from onnxopt.plan.orders import row_orders
+from onnxopt.plan.strip_orders import Order
 from onnxopt.plan.strip_search import distinct, fastest, fewest_pairs_of
-from onnxopt.plan.strip_space import Order, StripSpace
+from onnxopt.plan.strip_space import StripSpace
 from onnxopt.plan.strips import coded
 from tests.plan.fake_cost import EIGHT, GROUPED, SHORT, TALL, FakeCost, fake_costs
 from tests.plan.patterns import Rows, key_lists
@@ -220,8 +221,8 @@ def test_what_must_be_split_is_the_least_over_all_orders() -> None:
         for name, order in (("as is", np.arange(65)), ("equal keys", grouped))
     ]
     cost = FakeCost(((EIGHT, 1, 0, 0.1, 1, 128),), 2, merge=5)
-    both = fastest(StripSpace([orders], cost, "time", 0.0))  # type: ignore[arg-type]
-    alone = fastest(StripSpace([orders[1:]], cost, "time", 0.0))  # type: ignore[arg-type]
+    both = fastest(StripSpace([orders], cost, "time", 0.0))
+    alone = fastest(StripSpace([orders[1:]], cost, "time", 0.0))
     assert both.bound <= alone.cuts[0].microseconds + ROUNDING
     assert both.cuts[0].microseconds <= alone.cuts[0].microseconds + ROUNDING
 

@@ -24,7 +24,8 @@ from onnxopt.plan.partition.kinds import picked
 from onnxopt.plan.partition.problem import CostTable, FloatArray
 
 # Cases that are looked at, and what the program may have taken for them before no more are split.
-CASE_LIMIT = 36
+# Most of what they prove is proved by the first few.
+CASE_LIMIT, FIRST_CASES = 36, 12
 _CASE_WORK = 12_000_000
 # Pairs of a class and a union into which it fits, and columns, beyond which programs take too long.
 _PLACE_LIMIT = 6_000
@@ -45,18 +46,41 @@ class FillBound:
 
 def fill_bound(component: Component, family: Unions, table: CostTable, case_limit: int = CASE_LIMIT) -> FillBound:
     """A bound on the cost of any partition of a component's outputs; 0 where its unions are unknown or too many."""
-    if not family.exact or family.fits.sum() > _PLACE_LIMIT:
-        return FillBound(0.0, 0)
-    columns = Columns.of(component, family, table)
-    scale = table.unit or float(columns.cost.max())
-    if len(columns.cost) > _COLUMN_LIMIT or scale <= 0:
-        return FillBound(0.0, 0)
-    columns = replace(columns, cost=columns.cost / scale)
-    try:
-        search = _Search(columns, cuts_of(component, family, columns), bool(table.unit), case_limit)
-        return FillBound(search.run() * scale, search.cases)
-    except Exception as error:  # whatever the solver throws, the other bounds still hold
-        return FillBound(0.0, 0, f"HiGHS failed: {type(error).__name__}: {str(error)[:120]}")
+    return FillSearch(component, family, table).run(case_limit)
+
+
+class FillSearch:
+    """The search for a bound case by case, which may be left and taken up again."""
+
+    def __init__(self, component: Component, family: Unions, table: CostTable) -> None:
+        self._search: _Search | None = None
+        self._found = FillBound(0.0, 0)
+        if not family.exact or family.fits.sum() > _PLACE_LIMIT:
+            return
+        columns = Columns.of(component, family, table)
+        self._scale = table.unit or float(columns.cost.max())
+        if len(columns.cost) > _COLUMN_LIMIT or self._scale <= 0:
+            return
+        columns = replace(columns, cost=columns.cost / self._scale)
+        try:
+            self._search = _Search(columns, cuts_of(component, family, columns), bool(table.unit))
+        except Exception as error:
+            self._failed(error)
+
+    def run(self, case_limit: int = CASE_LIMIT, enough: float = np.inf) -> FillBound:
+        """The bound after ``case_limit`` cases in all, or fewer where it reaches ``enough``."""
+        if self._search is not None:
+            try:
+                value = self._search.run(case_limit, enough / self._scale) * self._scale
+                self._found = FillBound(value, self._search.cases)
+            except Exception as error:
+                self._failed(error)
+        return self._found
+
+    def _failed(self, error: Exception) -> None:
+        """Whatever the solver throws, what is proved already and the other bounds still hold."""
+        self._search = None
+        self._found = replace(self._found, note=f"HiGHS failed: {type(error).__name__}: {str(error)[:120]}")
 
 
 def verified(columns: Columns, levels: np.ndarray, cuts: Cuts, prices: Prices, limits: Limits) -> float:
@@ -100,32 +124,37 @@ class _Case:
 
 
 class _Search:
-    def __init__(self, columns: Columns, cuts: Cuts, whole: bool, case_limit: int) -> None:
-        self.columns, self.cuts, self.whole, self.case_limit = columns, cuts, whole, case_limit
+    def __init__(self, columns: Columns, cuts: Cuts, whole: bool) -> None:
+        self.columns, self.cuts, self.whole = columns, cuts, whole
         steps = picked(np.unique(columns.cost), _MOST_LEVELS)
         self.levels = columns.cost[None, :] >= steps[:, None]
         # Excess over a limit costs more than any partition needs to.
         self.penalty = float(columns.cost.max()) * (1 + len(columns.amounts))
         self.program = FillProgram(columns, self.levels, cuts, self.penalty)
         self.cases = 0
-
-    def run(self) -> float:
-        """The least of what is proved in all cases; the case that is worst is split first."""
-        infinite = np.full(len(self.columns.cost), np.inf), np.full(len(self.levels), np.inf)
-        start = Limits(np.zeros(len(infinite[0])), infinite[0], np.zeros(len(infinite[1])), infinite[1])
-        first = self._proved(start, 0.0, cut=True)
         # Ties go to the deepest case, whose program is nearest to the last one.
-        open_cases = [(self._rounded(first.value), 0, 0, first)]
-        while self.cases < self.case_limit and self.program.left > WORK_LIMIT - _CASE_WORK:
-            value, depth, _, case = open_cases[0]
-            halves = self._halves(case)
+        self.open_cases: list[tuple[float, int, int, _Case]] = []
+
+    def run(self, case_limit: int, enough: float) -> float:
+        """The least of what is proved in all cases; the case that is worst is split first."""
+        if not self.open_cases:
+            first = self._proved(self._no_limits(), 0.0, cut=True)
+            self.open_cases = [(self._rounded(first.value), 0, 0, first)]
+        while self.cases < case_limit and self.program.left > WORK_LIMIT - _CASE_WORK:
+            value, depth, _, case = self.open_cases[0]
+            halves = self._halves(case) if value < enough * (1 - _SAFETY) else []
             if not halves:
                 break
-            heapq.heappop(open_cases)
+            heapq.heappop(self.open_cases)
             for limits in halves:
                 found = self._proved(limits, case.value)
-                heapq.heappush(open_cases, (max(value, self._rounded(found.value)), depth - 1, -self.cases, found))
-        return max(0.0, open_cases[0][0])
+                rounded = max(value, self._rounded(found.value))
+                heapq.heappush(self.open_cases, (rounded, depth - 1, -self.cases, found))
+        return max(0.0, self.open_cases[0][0])
+
+    def _no_limits(self) -> Limits:
+        infinite = np.full(len(self.columns.cost), np.inf), np.full(len(self.levels), np.inf)
+        return Limits(np.zeros(len(infinite[0])), infinite[0], np.zeros(len(infinite[1])), infinite[1])
 
     def _rounded(self, value: float) -> float:
         """Where costs are whole, so is the least of them."""

@@ -10,7 +10,7 @@ from onnxopt.discover.conv_site import BoolArray, IntArray
 from onnxopt.plan.partition.assignment import assign, separate, split_class
 from onnxopt.plan.partition.classes import Component, Unions, components, unions, without_dominated
 from onnxopt.plan.partition.dual import dual_bound
-from onnxopt.plan.partition.fill_bound import CASE_LIMIT, fill_bound
+from onnxopt.plan.partition.fill_bound import CASE_LIMIT, FIRST_CASES, FillSearch
 from onnxopt.plan.partition.kinds import Kind, kinds_of
 from onnxopt.plan.partition.merge import bundles, merge_groups, with_remainders
 from onnxopt.plan.partition.pieces import split_outputs
@@ -89,9 +89,14 @@ class _Planner:
             self.families = [without_dominated(self.families[0], self.table)]
         self.kinds = kinds_of(self.parts, self.families)
         self.unstructured = not all(family.exact for family in self.families)
-        bound, certificate = max((self._by_degree(), _SHARE), self._filled())
+        fill = self._fill()
+        bound, certificate = max((self._by_degree(), _SHARE), self._filled(fill, int(self.effort * FIRST_CASES)))
         groups = self._structured(bound)
         value = self._cost(groups)
+        if value - bound > _NEGLIGIBLE * value:
+            # Mostly the first few cases say it all; the others are worth it only where these leave a gap.
+            more = self._filled(fill, int(self.effort * CASE_LIMIT), value)
+            bound, certificate = max((bound, certificate), more)
         if self.prove and value - bound > _NEGLIGIBLE * value:
             bound, certificate = max((bound, certificate), self._dual(value))
         if value - bound > _NEGLIGIBLE * value:
@@ -163,13 +168,18 @@ class _Planner:
                     self.notes += [found.outcome.note] if found.outcome.note else []
         return min(options, key=self._cost)
 
-    def _filled(self) -> tuple[float, str]:
-        """A bound by classes, where no part can span components because there is only one."""
+    def _fill(self) -> FillSearch | None:
+        """The search for a bound by classes, where no part can span components because there is only one."""
         if not self.prove or len(self.parts) > 1 or len(self.parts[0].members) == 1:
+            return None
+        return FillSearch(self.parts[0], self.families[0], self.table)
+
+    def _filled(self, fill: FillSearch | None, cases: int, enough: float = np.inf) -> tuple[float, str]:
+        if fill is None:
             return 0.0, ""
-        result = fill_bound(self.parts[0], self.families[0], self.table, int(self.effort * CASE_LIMIT))
+        result = fill.run(cases, enough)
         self.notes += [result.note] if result.note else []
-        return result.value, f"{_FILL} {result.cases} cases"
+        return result.value, f"{_FILL} {result.cases} case{'s' if result.cases > 1 else ''}"
 
     def _dual(self, value: float) -> tuple[float, str]:
         result = dual_bound(self.kinds, self.table, value)

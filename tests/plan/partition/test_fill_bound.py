@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnxopt.discover.conv_site import BoolArray, IntArray
 from onnxopt.plan.partition import CostTable, partition
 from onnxopt.plan.partition.classes import Component, Unions, components, unions
+from onnxopt.plan.partition.fill_bound import FillSearch, verified
 from onnxopt.plan.partition.fill_bound import fill_bound as bound_of
-from onnxopt.plan.partition.fill_bound import verified
 from onnxopt.plan.partition.fill_cuts import Columns, cuts_of
 from onnxopt.plan.partition.fill_program import FillProgram, Limits, Prices
 from onnxopt.plan.partition.problem import FloatArray
@@ -83,6 +83,18 @@ def test_the_bound_holds_and_does_not_fall_with_more_cases(seed: int, cost: str,
     values = [bound_of(component, family, table, cases).value for cases in (1, 5, 60)]
     assert values == sorted(values)
     assert values[-1] <= optimum(links, table) * (1 + 1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(sorted(COSTS)))
+def test_a_search_goes_on_where_it_was_left(seed: int, cost: str) -> None:
+    _, component, family, table = case(seed, cost, 6)
+    search = FillSearch(component, family, table)
+    first = search.run(1)
+    again = search.run(60, enough=first.value)
+    assert (again.value, again.cases) == (first.value, first.cases)
+    rest, whole = search.run(60), bound_of(component, family, table, 60)
+    assert (rest.value, rest.cases) == (whole.value, whole.cases)
 
 
 @settings(max_examples=20, deadline=None)
