@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
 
-.PHONY: env demo test test-all lint format bench clean
+.PHONY: env demo test test-all lint format bench gpu gpu-job clean
 
 env: $(READY)
 
@@ -45,6 +45,27 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.portable_cpu
+
+# Everything that waits for a GPU: kernels against float64, tile times into the tuning records, our attention beside
+# PyTorch's where it is installed. RESULTS receives the figures.
+RESULTS ?= build/gpu-results
+gpu: $(READY)
+	@mkdir -p $(RESULTS)
+	$(BIN)/python -m pytest -q -rs tests/gpu
+	$(BIN)/onnxopt profile
+	$(BIN)/onnxopt profile --export $(RESULTS)/tiles.jsonl
+	rm -rf build/gpu-job
+	$(BIN)/python -m benchmarks.attention_gpu_job build/gpu-job $(MODELS) --target auto
+	$(BIN)/python benchmarks/attention_gpu.py build/gpu-job --out $(RESULTS)/attention.jsonl
+
+# The same for a GPU in another machine (TARGET names it), which then needs NumPy and cuda-bindings only. There:
+#   python build/gpu-job/tiles/run.py --out tiles.jsonl; python build/gpu-job/attention_gpu.py build/gpu-job/sites
+TARGET ?= sm_90
+gpu-job: $(READY)
+	rm -rf build/gpu-job
+	$(BIN)/onnxopt profile --target $(TARGET) --job build/gpu-job/tiles
+	$(BIN)/python -m benchmarks.attention_gpu_job build/gpu-job/sites $(MODELS) --target $(TARGET)
+	cp benchmarks/attention_gpu.py benchmarks/attention_gpu_peers.py build/gpu-job/
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxopt.errors import InputError
+from onnxopt.kernels.cache import FOLDER as KERNEL_FOLDER
+from onnxopt.kernels.cache import DamagedEntryError, cache_files, entry_documents, read_entry
 from onnxopt.measure.records import FILE_NAME, LineProblem, read_records
 from onnxopt.plan.plan_cache import FOLDER as PLAN_FOLDER
 from onnxopt.plan.plan_cache import SUFFIX as PLAN_SUFFIX
@@ -36,8 +38,9 @@ def list_cache(folder: Path) -> list[CacheFile]:
     Raises InputError where ``folder`` is something else than a folder or cannot be read.
     """
     found = [_describe(path, kind) for path, kind in _files(folder)]
-    plans = _plans(folder)
-    return [*found, _describe_plans(folder, plans)] if plans else found
+    plans, kernels = _plans(folder), entry_documents(folder)
+    found += [_describe_plans(folder, plans)] if plans else []
+    return [*found, _describe_kernels(folder, kernels)] if kernels else found
 
 
 def verify_cache(folder: Path) -> list[CacheFile]:
@@ -55,7 +58,7 @@ def clear_cache(folder: Path) -> list[Path]:
     Raises InputError where a file cannot be deleted.
     """
     removed = []
-    for path in [*(path for path, _ in _files(folder)), *_plans(folder)]:
+    for path in [*(path for path, _ in _files(folder)), *_plans(folder), *cache_files(folder)]:
         try:
             path.unlink()
         except OSError as error:
@@ -63,8 +66,9 @@ def clear_cache(folder: Path) -> list[Path]:
                 f"cannot delete {path}: {error.strerror or error}; correct the permissions of {folder}"
             ) from error
         removed.append(path)
-    with suppress(OSError):
-        (folder / PLAN_FOLDER).rmdir()
+    for name in (PLAN_FOLDER, KERNEL_FOLDER):
+        with suppress(OSError):
+            (folder / name).rmdir()
     return removed
 
 
@@ -108,3 +112,16 @@ def _describe_plans(folder: Path, plans: list[Path]) -> CacheFile:
         except (InputError, DamagedError, OSError) as error:
             problems.append(LineProblem(0, f"{path.name}: {error}"))
     return CacheFile(folder / PLAN_FOLDER, "plans of kernels", size, len(plans) - len(problems), tuple(problems))
+
+
+def _describe_kernels(folder: Path, documents: list[Path]) -> CacheFile:
+    """All compiled kernels as one entry, as plans are."""
+    problems = []
+    for document in documents:
+        try:
+            read_entry(document)
+        except (InputError, DamagedEntryError) as error:
+            problems.append(LineProblem(0, f"{document.name}: {error}"))
+    size = sum(path.lstat().st_size for path in cache_files(folder))
+    place = folder / KERNEL_FOLDER
+    return CacheFile(place, "compiled kernels", size, len(documents) - len(problems), tuple(problems))

@@ -1,0 +1,196 @@
+"""Make a job folder: compile every kernel, write tables and launch data, and copy the modules that run it."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import onnxopt
+from onnxopt.kernels.compilation import CompiledKernel
+from onnxopt.kernels.launch import MERGE_WARPS
+from onnxopt.kernels.pool import Progress, compile_kernels
+from onnxopt.kernels.source import KernelSource, attention_source, merge_source
+from onnxopt.measure.job.content import Code, Entry, Job, write_job
+
+Array = npt.NDArray[Any]
+
+_RUNNER = "onnxopt.measure.job.runner"
+# Imported by the dry run only, which happens where everything is installed.
+_LEFT_OUT = ("onnxopt.measure.job.emulated",)
+
+_STARTER = """import sys
+from pathlib import Path
+
+from onnxopt.measure.job.runner import main
+
+if __name__ == "__main__":
+    sys.exit(main([str(Path(__file__).resolve().parent), *sys.argv[1:]]))
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """An operator to put into a job: the ``kernel`` part of its configuration, its tables, what was predicted.
+
+    ``merge_kernel`` belongs to an operator with split keys, whose ``tables`` then hold ``merges`` too. The rest is as
+    in :class:`onnxopt.measure.job.content.Entry`.
+    """
+
+    id: str
+    purpose: str
+    kernel: Mapping[str, Any]
+    tables: Mapping[str, Array]
+    merge_kernel: Mapping[str, Any] | None
+    resident: int
+    batch: int
+    needed: int
+    computed: int
+    predicted_us: float
+    bound_us: float
+    record: Mapping[str, Any] | None = None
+
+
+def build_job(
+    folder: Path,
+    requests: Sequence[Request],
+    architectures: Sequence[str],
+    *,
+    cache: Path | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Job:
+    """Write a job for the architectures into a folder that does not exist yet or is empty.
+
+    The first architecture's PTX travels too, for GPUs newer than all of them and for the dry run. Raises the compiler's
+    errors; InputError where a configuration is not supported.
+    """
+    sources = [_sources(request) for request in requests]
+    wanted = [(source, arch) for own in sources for source in own for arch in architectures]
+    compiled = dict(zip(wanted, compile_kernels(wanted, cache, workers, progress), strict=True))
+    for name in ("tables", "kernels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    entries = [
+        _entry(folder, request, [[compiled[source, arch] for arch in architectures] for source in own])
+        for request, own in zip(requests, sources, strict=True)
+    ]
+    first = next(iter(compiled.values()), None)
+    versions = {"onnxopt": onnxopt.__version__, "nvrtc": first.compiler if first else "", "numpy": version("numpy")}
+    job = Job(folder, versions, tuple(entries))
+    write_job(job)
+    carry_modules(folder)
+    return job
+
+
+def _sources(request: Request) -> list[KernelSource]:
+    first = attention_source(request.kernel, request.resident)
+    return [first] if request.merge_kernel is None else [first, merge_source(request.merge_kernel)]
+
+
+def _entry(folder: Path, request: Request, kernels: Sequence[Sequence[CompiledKernel]]) -> Entry:
+    content = sha256()
+    for name, table in request.tables.items():
+        content.update(name.encode())
+        content.update(np.ascontiguousarray(table).tobytes())
+    tables = f"tables/{content.hexdigest()[:16]}.npz"
+    with (folder / tables).open("wb") as file:
+        np.savez(file, **{name: _plain(table) for name, table in request.tables.items()})  # type: ignore[arg-type]
+    codes = [_code(folder, own) for own in kernels]
+    return Entry(
+        id=request.id,
+        purpose=request.purpose,
+        kernel=request.kernel,
+        merge_kernel=request.merge_kernel,
+        tables=tables,
+        attention=codes[0],
+        merge=codes[1] if len(codes) > 1 else None,
+        batch=request.batch,
+        resident=request.resident,
+        needed=request.needed,
+        computed=request.computed,
+        predicted_us=request.predicted_us,
+        bound_us=request.bound_us,
+        record=None if request.record is None else {**request.record, **_compiled(kernels[0][0])},
+    )
+
+
+def _compiled(kernel: CompiledKernel) -> dict[str, Any]:
+    """What a tuning record says about the kernel that was measured."""
+    constants = "\n".join(f"{name}={value}" for name, value in kernel.source.defines)
+    return {
+        "registers": kernel.report.registers,
+        "shared_bytes": kernel.report.dynamic_shared,
+        "nvrtc": kernel.compiler,
+        "source": sha256((kernel.ptx + constants).encode()).hexdigest()[:16],
+    }
+
+
+def _plain(table: Array) -> Array:
+    """Without types that NumPy does not know by itself: biases in bf16 travel as float32, which holds them exactly."""
+    return table if table.dtype.kind in "iuf" and table.dtype.name != "bfloat16" else table.astype(np.float32)
+
+
+def _code(folder: Path, kernels: Sequence[CompiledKernel]) -> Code:
+    first = kernels[0]
+    cubins = {}
+    for kernel in kernels:
+        name = f"kernels/{sha256(kernel.cubin).hexdigest()[:16]}.{kernel.architecture}.cubin"
+        (folder / name).write_bytes(kernel.cubin)
+        cubins[kernel.architecture] = name
+    ptx = f"kernels/{sha256(first.ptx.encode()).hexdigest()[:16]}.ptx"
+    (folder / ptx).write_text(first.ptx)
+    merging = first.source.entry == "merge_attention"
+    return Code(
+        entry=first.source.entry,
+        cubins=cubins,
+        ptx=ptx,
+        block=32 * MERGE_WARPS if merging else first.report.threads,
+        shared_bytes=0 if merging else first.report.dynamic_shared,
+        registers=first.report.registers,
+    )
+
+
+def carry_modules(folder: Path) -> tuple[str, ...]:
+    """Copy the runner and what it imports of onnxopt below ``folder``; the modules' names.
+
+    Packages become empty ones, since only named modules are imported from them.
+    """
+    root = Path(onnxopt.__file__).parent
+    found: dict[str, Path] = {}
+    waiting = [_RUNNER]
+    while waiting:
+        name = waiting.pop()
+        path = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        if name in found or name in _LEFT_OUT or not path.is_file():
+            continue
+        found[name] = path
+        waiting += _imports(path)
+    for name, path in found.items():
+        place = folder.joinpath(*name.split(".")).with_suffix(".py")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        for package in _packages(name):
+            folder.joinpath(*package.split("."), "__init__.py").touch()
+    (folder / "run.py").write_text(_STARTER)
+    return tuple(sorted(found))
+
+
+def _imports(path: Path) -> Iterable[str]:
+    """The modules of onnxopt that a file imports outside of functions that only run elsewhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("onnxopt."):
+            yield node.module
+
+
+def _packages(name: str) -> Iterable[str]:
+    parts = name.split(".")
+    for end in range(1, len(parts)):
+        yield ".".join(parts[:end])

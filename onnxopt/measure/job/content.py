@@ -1,0 +1,115 @@
+"""What a job folder holds: one entry for each operator, with its kernels, tables and what was predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.errors import InputError
+
+SCHEMA = "onnxopt.job/1"
+FILE = "job.json"
+_MOST_BYTES = 64 << 20
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Code:
+    """One compiled kernel: its files relative to the folder, its launch, and the compiler's report."""
+
+    entry: str
+    cubins: Mapping[str, str]
+    ptx: str
+    block: int
+    shared_bytes: int
+    registers: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One operator to run; ``merge`` is the second kernel where key lists are split.
+
+    ``needed`` and ``computed`` count pairs over all heads of a batch element; times are microseconds. ``purpose`` is
+    ``site`` for a site of a model and ``tile`` for strips that are all alike, whose time goes into tuning records;
+    ``record`` has the fields of such a record that do not come from measuring.
+    """
+
+    id: str
+    purpose: str
+    kernel: Mapping[str, Any]
+    merge_kernel: Mapping[str, Any] | None
+    tables: str
+    attention: Code
+    merge: Code | None
+    batch: int
+    resident: int
+    needed: int
+    computed: int
+    predicted_us: float
+    bound_us: float
+    record: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job folder's content: which versions made it, and its entries."""
+
+    folder: Path
+    versions: Mapping[str, str]
+    entries: tuple[Entry, ...]
+
+    def tables(self, entry: Entry) -> dict[str, Array]:
+        """An entry's tables by name."""
+        with np.load(self.folder / entry.tables, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+
+    def code(self, code: Code, architecture: str) -> bytes:
+        """The machine code for an architecture, else the PTX, which the driver compiles."""
+        name = code.cubins.get(architecture, code.ptx)
+        return (self.folder / name).read_bytes()
+
+
+def write_job(job: Job) -> None:
+    """Write ``job.json``; the files that entries name must be in the folder already."""
+    document = {
+        "schema": SCHEMA,
+        "versions": dict(job.versions),
+        "entries": [asdict(entry) for entry in job.entries],
+    }
+    (job.folder / FILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def read_job(folder: Path) -> Job:
+    """Read a job folder; raises InputError where it is none, or another version's."""
+    path = folder / FILE
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise InputError(f"{path}: larger than {_MOST_BYTES:,} bytes, which no job is; build the job again")
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA:
+            raise InputError(
+                f"{path}: schema {document['schema']!r}; this version reads {SCHEMA!r}; build the job again"
+            )
+        entries = tuple(_entry(folder, fields) for fields in document["entries"])
+        return Job(folder, dict(document["versions"]), entries)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; name a folder that `make gpu-job` has written") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: damaged ({error}); build the job again") from None
+
+
+def _entry(folder: Path, fields: Mapping[str, Any]) -> Entry:
+    codes = {name: Code(**fields[name]) if fields[name] else None for name in ("attention", "merge")}
+    entry = Entry(**{**fields, **codes})
+    own = [code for code in (entry.attention, entry.merge) if code is not None]
+    for name in (entry.tables, *(file for code in own for file in (*code.cubins.values(), code.ptx))):
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"the file {name!r} lies outside of the folder")
+    return entry

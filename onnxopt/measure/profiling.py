@@ -1,0 +1,112 @@
+"""What `onnxopt profile` measures, and how what came out becomes tuning records."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from onnxopt.errors import InputError
+from onnxopt.measure.job.build import Request
+from onnxopt.measure.job.strips import strip_tables
+from onnxopt.model.files import read_file
+from onnxopt.plan.attention_cost import AttentionCost
+from onnxopt.target import GpuProfile
+from onnxopt.target.tile_records import SCHEMA, TileRecord, parse_tile_record
+from onnxopt.target.tile_store import add_records, import_lines
+from onnxopt.target.variant import AttentionVariant, Element
+
+# Head sizes of vision transformers.
+WIDTHS = (32, 48, 64, 128)
+_KEYS_IN_TILES = (1, 4)
+_MOST_RESULT_BYTES = 64 << 20
+_RUN_SECONDS = 1800
+
+
+def profile_requests(gpu: GpuProfile, elements: Sequence[Element], widths: Sequence[int] = WIDTHS) -> list[Request]:
+    """One measurement for every shape that the planner chooses from, of short and long strips, plain and masked.
+
+    Records must not choose what is measured, so the cost model is asked without them. Raises InputError where the GPU
+    lacks a type.
+    """
+    costs = [AttentionCost.of(gpu, width, width, element) for element in elements for width in widths]
+    return [
+        _request(cost, variant, tiles * variant.keys, masked)
+        for cost in costs
+        for variant in cost.variants()
+        for tiles in _KEYS_IN_TILES
+        for masked in (False, True)
+    ]
+
+
+def _request(cost: AttentionCost, variant: AttentionVariant, keys: int, masked: bool) -> Request:
+    widths = (cost.width, cost.value_width)
+    rows, resident = variant.rows, cost.occupancy([variant])
+    kernel, tables = strip_tables(variant, cost.element, widths, rows, keys, masked=masked)
+    name = f"{cost.element} d{cost.width} {variant.describe()} {rows}x{keys}{' masked' if masked else ''}"
+    predicted = float(cost.strip_us(variant, np.array(rows), np.array(keys), resident, masked))
+    record = {
+        "schema": SCHEMA,
+        "kind": "attention",
+        "architecture": cost.gpu.architecture,
+        "element": cost.element,
+        "variant": variant.describe(),
+        "widths": list(widths),
+        "extent": [rows, keys],
+        "masked": masked,
+        "resident": resident,
+        "threads": variant.threads,
+    }
+    pairs = rows * keys * len(tables["jobs"])
+    bound = cost.bound_us(float(pairs), 0.0)
+    return Request(name, "tile", kernel.to_json(), tables, None, resident, 1, pairs, pairs, predicted, bound, record)
+
+
+def records_in(results: Path) -> tuple[tuple[TileRecord, ...], list[tuple[int, str]]]:
+    """The tuning records in a job's results, and the lines that hold a record which cannot be used, with the reason.
+
+    Raises InputError where the file does not exist or is no file of results.
+    """
+    records, problems = [], []
+    for number, line in enumerate(read_file(results, _MOST_RESULT_BYTES).splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            raise InputError(
+                f"{results}, line {number}: no JSON; name a file that a job's runner has written"
+            ) from None
+        record = entry.get("record") if isinstance(entry, dict) else None
+        if record is None:
+            continue
+        try:
+            records.append(parse_tile_record(json.dumps(record).encode()))
+        except ValueError as error:
+            problems.append((number, str(error)))
+    return tuple(records), problems
+
+
+def import_results(store: Path, file: Path) -> tuple[int, list[tuple[int, str]]]:
+    """Add what a file of a job's results, or of exported records, holds; how many, and the lines not used with reasons.
+
+    Raises InputError where the file cannot be read or holds no record.
+    """
+    records, problems = records_in(file)
+    count = add_records(store, records) if records else 0
+    if not records:
+        count, problems = import_lines(store, file)
+    if not count:
+        said = f"; line {problems[0][0]}: {problems[0][1]}" if problems else ""
+        raise InputError(f"{file}: no tuning record that can be used{said}; name the results of a job, or an export")
+    return count, problems
+
+
+def run_job(folder: Path, results: Path, device: int = 0) -> int:
+    """Run a job on a GPU of this machine in a process of its own; its exit code. Its lines go to standard error."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": str(device)} if device else dict(os.environ)
+    command = [sys.executable, str(folder / "run.py"), "--out", str(results), "--seconds", str(_RUN_SECONDS)]
+    return subprocess.run(command, stdout=sys.stderr, env=environment, check=False).returncode
