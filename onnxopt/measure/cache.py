@@ -7,18 +7,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxopt.emulate.build import is_intact
 from onnxopt.errors import InputError
 from onnxopt.kernels.cache import FOLDER as KERNEL_FOLDER
 from onnxopt.kernels.cache import DamagedEntryError, cache_files, entry_documents, read_entry
+from onnxopt.measure.paths import EMULATED
 from onnxopt.measure.records import FILE_NAME, LineProblem, read_records
 from onnxopt.plan.plan_cache import FOLDER as PLAN_FOLDER
 from onnxopt.plan.plan_cache import SUFFIX as PLAN_SUFFIX
 from onnxopt.plan.plan_cache import check_entry
 from onnxopt.plan.plan_file import DamagedError
-from onnxopt.target.tile_records import FILE_NAME as TILE_RECORDS
-from onnxopt.target.tile_records import checked_tile_records
+from onnxopt.target.tile_store import FILE_NAME as TILE_RECORDS
+from onnxopt.target.tile_store import checked_store
 
-_KINDS = {FILE_NAME: "tuning records of the CPU", TILE_RECORDS: "measured tile times of a GPU"}
+_KINDS = {FILE_NAME: "tuning records of the CPU", TILE_RECORDS: "measured tile times of GPUs"}
+# What SQLite leaves beside a file while it writes, or when it is killed then.
+_COMPANIONS = ("-journal", "-wal", "-shm")
+# The emulator's programs and their parts, and what a writer that was killed has left.
+_PROGRAMS = ("*.so", "*.o", ".new-*")
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,10 @@ def list_cache(folder: Path) -> list[CacheFile]:
     Raises InputError where ``folder`` is something else than a folder or cannot be read.
     """
     found = [_describe(path, kind) for path, kind in _files(folder)]
-    plans, kernels = _plans(folder), entry_documents(folder)
+    plans, kernels, programs = _plans(folder), entry_documents(folder), _programs(folder)
     found += [_describe_plans(folder, plans)] if plans else []
-    return [*found, _describe_kernels(folder, kernels)] if kernels else found
+    found += [_describe_kernels(folder, kernels)] if kernels else []
+    return [*found, _describe_programs(folder, programs)] if programs else found
 
 
 def verify_cache(folder: Path) -> list[CacheFile]:
@@ -58,7 +65,10 @@ def clear_cache(folder: Path) -> list[Path]:
     Raises InputError where a file cannot be deleted.
     """
     removed = []
-    for path in [*(path for path, _ in _files(folder)), *_plans(folder), *cache_files(folder)]:
+    own = [path for path, _ in _files(folder)]
+    beside = [path.with_name(path.name + end) for path in own for end in _COMPANIONS if path.name == TILE_RECORDS]
+    own += [path for path in beside if path.is_file()]
+    for path in [*own, *_plans(folder), *cache_files(folder), *_programs(folder)]:
         try:
             path.unlink()
         except OSError as error:
@@ -66,7 +76,7 @@ def clear_cache(folder: Path) -> list[Path]:
                 f"cannot delete {path}: {error.strerror or error}; correct the permissions of {folder}"
             ) from error
         removed.append(path)
-    for name in (PLAN_FOLDER, KERNEL_FOLDER):
+    for name in (PLAN_FOLDER, KERNEL_FOLDER, EMULATED):
         with suppress(OSError):
             (folder / name).rmdir()
     return removed
@@ -92,12 +102,19 @@ def _plans(folder: Path) -> list[Path]:
     return sorted(path for path in place.iterdir() if path.suffix == PLAN_SUFFIX and not path.is_dir())
 
 
+def _programs(folder: Path) -> list[Path]:
+    place = folder / EMULATED
+    if place.is_symlink() or not place.is_dir():
+        return []
+    return sorted(path for pattern in _PROGRAMS for path in place.glob(pattern) if not path.is_dir())
+
+
 def _describe(path: Path, kind: str) -> CacheFile:
     size = path.stat().st_size if path.exists() else 0
     if path.name == FILE_NAME:
         records, problems = read_records(path)
         return CacheFile(path, kind, size, len(records), tuple(problems))
-    tiles, damaged = checked_tile_records(path)
+    tiles, damaged = checked_store(path)
     return CacheFile(path, kind, size, len(tiles), tuple(LineProblem(line, reason) for line, reason in damaged))
 
 
@@ -125,3 +142,17 @@ def _describe_kernels(folder: Path, documents: list[Path]) -> CacheFile:
     size = sum(path.lstat().st_size for path in cache_files(folder))
     place = folder / KERNEL_FOLDER
     return CacheFile(place, "compiled kernels", size, len(documents) - len(problems), tuple(problems))
+
+
+def _describe_programs(folder: Path, programs: list[Path]) -> CacheFile:
+    """Kernels that were compiled for the CPU, and the parts that they share, as one entry."""
+    complete = [path for path in programs if path.suffix in (".so", ".o")]
+    problems = []
+    for path in complete:
+        try:
+            if not is_intact(path):
+                problems.append(LineProblem(0, f"{path.name}: it is not what its checksum says"))
+        except OSError as error:
+            problems.append(LineProblem(0, f"{path.name}: {error.strerror or error}"))
+    size = sum(path.lstat().st_size for path in programs)
+    return CacheFile(folder / EMULATED, "kernels for emulation", size, len(complete) - len(problems), tuple(problems))
