@@ -11,9 +11,10 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxopt.discover.attention_operator import OPERATOR, write_out_attention
-from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyLists
+from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyLists, KeyWeights
 from onnxopt.discover.heads import heads_apart, numbered_alike, rows_by_head
 from onnxopt.discover.key_lists import HeadRows, head_rows
+from onnxopt.discover.key_weights import Keys, trace_key_weights
 from onnxopt.discover.movement import moved_inputs, walk_back
 from onnxopt.discover.operand import Operand, Source
 from onnxopt.discover.refusal import INCONSISTENT, NotASite, Refusal, node_name, reason_for
@@ -78,6 +79,10 @@ def _trace(graph: Graph, normalisation: Normalisation, batch: int) -> AttentionS
     biases, head_bias = _distinct_biases([h.bias for h in found])
     runtime = tuple(dict.fromkeys((*normalisation.runtime, *scores.runtime)))
     inputs = {s.tensor for side in (scores.q, scores.k, values.v) for s in side.operand.sources}
+    weights, unweighed = None, ""
+    if runtime:
+        keys = Keys(rows, [h.keys for h in found], [h.lists for h in found], values.guarded)
+        weights, unweighed = _weights(graph, normalisation, scores, keys, head_empty)
     node = normalisation.node
     return AttentionSite(
         id="",
@@ -109,7 +114,21 @@ def _trace(graph: Graph, normalisation: Normalisation, batch: int) -> AttentionS
         tokens=counts[1] // heads_apart(head_tokens),
         batch=batch,
         runtime=runtime,
+        weights=weights,
+        unweighed=unweighed,
     )
+
+
+def _weights(
+    graph: Graph, normalisation: Normalisation, scores: ScoreMap, keys: Keys, head_empty: np.ndarray
+) -> tuple[KeyWeights | None, str]:
+    """What a mask that depends on the input does, or why that is not known."""
+    if head_empty.any():
+        return None, "there are rows without keys beside a mask that depends on the input"
+    try:
+        return trace_key_weights(graph, normalisation, scores, keys), ""
+    except (NotASite, *INCONSISTENT) as error:
+        return None, reason_for(error)
 
 
 def _head_rows(scores: ScoreMap, values: ValueMap, rows: np.ndarray) -> list[HeadRows]:

@@ -49,6 +49,25 @@ class KeyLists:
 
 
 @dataclass(frozen=True)
+class KeyWeights:
+    """Weights of keys that only an input of the model knows: a policy, or a mask of padded tokens.
+
+    ``tensor`` holds ``width`` weights for each batch element, one batch element after the other; where it is
+    ``inverted``, a Boolean, a key weighs 1 where it is false. Key number ``j`` of a site has the weight in column
+    ``columns[j]``; row ``r`` sees the keys of column ``diagonals[r]`` (-1: none) with weight 1. With scores ``s``
+    and their maximum ``m`` over all keys of the row, ``p = weight * exp(s - m)``, and the result is the sum of
+    ``(p + epsilons[0]) * v`` over the sum of ``p`` plus ``epsilons[1]``.
+    """
+
+    tensor: str
+    width: int
+    columns: np.ndarray = field(repr=False)
+    diagonals: np.ndarray = field(repr=False)
+    epsilons: tuple[float, float]
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
 class AttentionSite:
     """One softmax with its products, for one batch element; every other batch element is the same.
 
@@ -66,6 +85,9 @@ class AttentionSite:
     the graph takes the softmax of, if anything.
 
     Tokens are the rows that projections read; -1 is a phantom. ``tokens`` counts those that keys come from.
+
+    ``runtime`` names tensors that depend on the input and weigh or mask keys. What they do is ``weights``, or is
+    not understood for the reason ``unweighed``; all else describes the site with every key at weight 1.
     """
 
     id: str
@@ -98,6 +120,8 @@ class AttentionSite:
     batch: int
     runtime: tuple[str, ...]
     group: str = ""
+    weights: KeyWeights | None = None
+    unweighed: str = ""
 
     @property
     def head_dim(self) -> int:
@@ -107,8 +131,8 @@ class AttentionSite:
     @property
     def inputs(self) -> tuple[str, ...]:
         """The tensors that the site reads, each once."""
-        sources = (*self.q.sources, *self.k.sources, *self.v.sources)
-        return tuple(dict.fromkeys(s.tensor for s in sources))
+        sources = [s.tensor for s in (*self.q.sources, *self.k.sources, *self.v.sources)]
+        return tuple(dict.fromkeys(sources if self.weights is None else [*sources, self.weights.tensor]))
 
     @property
     def bias_kind(self) -> str:

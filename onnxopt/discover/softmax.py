@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from onnx import NodeProto
 
 from onnxopt.discover.refusal import INCONSISTENT, Refusal, node_name, reason_for
@@ -19,7 +20,8 @@ OWN_DOMAIN = "onnxopt"
 class Normalisation:
     """From ``scores`` (before) to ``weights`` (after), along the last axis.
 
-    ``runtime`` names tensors that depend on the input and weigh the keys; they may not be frozen.
+    ``runtime`` names tensors that depend on the input and weigh the keys; they may not be frozen. ``epsilons`` are
+    the constants added to each weighed exponential and to their sum; None where one is no single number.
     """
 
     node: NodeProto
@@ -27,6 +29,7 @@ class Normalisation:
     weights: str
     nodes: tuple[NodeProto, ...]
     runtime: tuple[str, ...] = ()
+    epsilons: tuple[float, float] | None = (0.0, 0.0)
 
 
 def find_normalisations(graph: Graph) -> tuple[list[Normalisation], list[Refusal]]:
@@ -93,6 +96,7 @@ def _written_out(graph: Graph, divide: NodeProto) -> Normalisation | None:
         return None
     if not _reduces_last_axis(graph, total):
         return None
+    above, below = _added(graph, passed), _added(graph, passed_below)
     weighted = graph.node_of(numerator)
     runtime: tuple[str, ...] = ()
     inner = numerator
@@ -110,7 +114,21 @@ def _written_out(graph: Graph, divide: NodeProto) -> Normalisation | None:
     shifted, casts = _skip(graph, exponential.input[0], ("Cast",))
     scores, shift = _without_shift(graph, shifted)
     nodes = (*shift, *casts, exponential, *passed, total, *passed_below, divide)
-    return Normalisation(divide, scores, divide.output[0], nodes, runtime)
+    epsilons = None if above is None or below is None else (above, below)
+    return Normalisation(divide, scores, divide.output[0], nodes, runtime, epsilons)
+
+
+def _added(graph: Graph, nodes: tuple[NodeProto, ...]) -> float | None:
+    """The sum of what the additions among the nodes add, None where that is not the same number everywhere."""
+    total = 0.0
+    for node in nodes:
+        if node.op_type != "Add":
+            continue
+        values = [graph.constant(name) for name in node.input if not graph.is_data(name)]
+        if len(values) != 1 or values[0] is None or np.unique(values[0]).size != 1:
+            return None
+        total += float(np.unique(values[0])[0])
+    return total
 
 
 def _skip(graph: Graph, name: str, kinds: tuple[str, ...]) -> tuple[str, tuple[NodeProto, ...]]:

@@ -10,6 +10,7 @@ import numpy as np
 from onnxopt.discover.attention_site import AttentionSite, EmptyRow
 from onnxopt.discover.operand import Operand
 from onnxopt.plan.tables.types import AttentionTables
+from onnxopt.validate.attention_weights import KeyWeightsCheck
 from onnxopt.validate.failure import PlanError
 from onnxopt.validate.launch import Array, all_entries
 
@@ -24,7 +25,8 @@ def validate_attention_contents(site: AttentionSite, tables: AttentionTables, sh
 
     ``shapes`` has the shapes of tensors that hold their channels first. The tables are expected to have passed
     :func:`onnxopt.validate.validate_attention_launch`; scales and biases are compared to within rounding. Run-time
-    weights are not looked at. Raises :class:`PlanError`.
+    weights are those of the site; where it has none but a mask that depends on the input, weights that were given to
+    its tables are not looked at. Raises :class:`PlanError`.
     """
     _Contents(site, tables, shapes or {}).check()
 
@@ -53,6 +55,7 @@ class _Contents:
         key, value = _addresses(site.k, site.key_vectors, shapes), _addresses(site.v, site.value_vectors, shapes)
         self.values = max(int(value.max(initial=0)) + 2, self.kernel["v"][0] + 2)
         self.pair = (key + 1) * self.values + value + 1
+        self.weights = KeyWeightsCheck(site, tables, self.pair)
         if site.empty_kind is EmptyRow.UNIFORM:
             self.query = np.where(site.head_empty, -1, self.query)
         self.result = _results(site)
@@ -129,6 +132,8 @@ class _Contents:
                 f"{name}: query {rows[at]} of head {heads[at]} is read from element {queries[at]}, expected "
                 f"{self.query[heads[at], rows[at]]}"
             )
+        if self.site.weights is not None:
+            self.weights.check_job(name, line, (heads, rows, live), self._codes(line))
         if not self.kernel["split"] and self._full(line, heads, rows):
             self._check_full(name, line, heads, rows)
             return

@@ -12,7 +12,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper
 
-from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyLists
+from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyLists, KeyWeights
 from onnxopt.discover.operand import Operand
 
 Floats = NDArray[np.float64]
@@ -53,6 +53,8 @@ def attention_rows(site: AttentionSite, tensors: Mapping[str, NDArray[Any]], row
             if bias is not None:
                 scores = scores + bias[starts[rows[places]][:, None] + np.arange(len(chosen))].astype(np.float64)
             weights = _softmax(scores)
+            if site.weights is not None:
+                weights = _weighed(scores, _factors(site.weights, tensors, rows[places], chosen), site.weights.epsilons)
             empty = site.head_empty[head, rows[places]]
             if site.empty_kind is EmptyRow.ZERO:
                 weights[:, empty] = 0.0
@@ -93,6 +95,23 @@ def _softmax(scores: Floats) -> Floats:
     with np.errstate(invalid="ignore"):
         powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _factors(
+    weights: KeyWeights, tensors: Mapping[str, NDArray[Any]], rows: NDArray[Any], keys: NDArray[Any]
+) -> Floats:
+    """What the exponentials are multiplied by: batch elements x rows x keys."""
+    held = np.asarray(tensors[weights.tensor], np.float64).reshape(-1, weights.width)
+    columns = weights.columns[keys]
+    factors = np.repeat((1 - held if weights.inverted else held)[:, None, columns], len(rows), axis=1)
+    factors[:, weights.diagonals[rows][:, None] == columns] = 1
+    return factors
+
+
+def _weighed(scores: Floats, factors: Floats, epsilons: tuple[float, float]) -> Floats:
+    with np.errstate(invalid="ignore"):
+        powers = factors * np.exp(scores - scores.max(axis=-1, keepdims=True))
+        return np.asarray((powers + epsilons[0]) / (powers.sum(axis=-1, keepdims=True) + epsilons[1]))
 
 
 @dataclass(frozen=True)
@@ -157,7 +176,7 @@ def _deviation(site: AttentionSite, tensors: Mapping[str, NDArray[Any]], rows: N
     got = attend(site, tensors, rows=rows)
     assert got.shape == wanted.shape, (site.node, got.shape, wanted.shape)
     computed = np.ones(got.shape, bool) if rows is None else ~np.isnan(got)
-    if site.empty_kind is EmptyRow.NAN:
+    if site.empty_kind is EmptyRow.NAN or site.weights is not None:
         assert np.array_equal(np.isnan(got)[computed], np.isnan(wanted)[computed]), site.node
         computed &= ~np.isnan(wanted)
     if not computed.any():

@@ -23,7 +23,13 @@ def attended(
     weight: NDArray[Any] | None = None,
     dtype: npt.DTypeLike = np.float64,
 ) -> NDArray[Any]:
-    """The site's output for a batch, flat for each batch element, as the operators compute it."""
+    """The site's output for a batch, flat for each batch element, as the operators compute it.
+
+    ``weight`` are the run-time weights of keys, by default those that the site describes.
+    """
+    if weight is None and site.weights is not None:
+        held = np.asarray(tensors[site.weights.tensor], np.float64)
+        weight = 1 - held if site.weights.inverted else held
     kernel = tables.configuration()["kernel"]
     merge = None if tables.merge is None else (tables.merge.configuration()["kernel"], tables.merge.arrays())
     validate_attention_launch(kernel, tables.arrays(), merge)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from onnxopt.discover.attention_site import AttentionSite, EmptyRow
+from onnxopt.discover.attention_site import AttentionSite, EmptyRow, KeyWeights
 from onnxopt.discover.operand import Operand, Source
 from onnxopt.plan.schedule import AttentionSchedule
 from onnxopt.plan.tables import AttentionTables, NoTables, RuntimeWeights, attention_tables
@@ -68,7 +68,7 @@ def check(site: AttentionSite, schedule: AttentionSchedule, shapes: dict[str, tu
 def test_tables_compute_the_sites_of_samples(name: str, cut: Callable[[AttentionSite], AttentionSchedule]) -> None:
     found = discover(build(name).model)
     for site in found.attention:
-        if not site.runtime:
+        if not (site.runtime and site.weights is None) and not (site.weights and cut(site).split_keys):
             check(site, cut(site), {n: found.graph.shape(n) or () for n in site.inputs})
 
 
@@ -231,20 +231,60 @@ def test_equal_input_gives_equal_tables_and_names_say_what_differs() -> None:
 @pytest.mark.parametrize("epsilons", [(0.0, 0.0), (1e-6 / 13, 1e-6), (0.5, 2.0)])
 def test_runtime_weights(epsilons: tuple[float, float]) -> None:
     site, shapes = made_site(Wish(rows=13, scattered=True, bias=True, batch=2))
-    site = replace(site, runtime=("policy",))
-    columns = np.random.default_rng(0).permutation(13)
-    weights = RuntimeWeights("policy", 13, columns, columns[::-1].copy(), epsilons)
-    tables = attention_tables(site, scheduled(site, VARIANTS, seed=3), shapes=shapes, weights=weights)
-    assert tables.inputs[3] == ("policy",)
     tensors = tensors_of(site, shapes)
+    columns = np.random.default_rng(0).permutation(13)
+    weights = KeyWeights("policy", 13, columns, columns[::-1].copy(), epsilons)
+    site = replace(site, runtime=("policy",), weights=weights)
+    tables = attention_tables(site, scheduled(site, VARIANTS, seed=3), shapes=shapes)
+    assert tables.inputs[3] == ("policy",)
+    validate_attention_contents(site, tables, shapes)
     policy = np.random.default_rng(1).integers(0, 2, (2, 13)).astype(np.float32)
     policy[:, columns[0]] = 1
     got = attended(site, tables, tensors, policy)
     assert close(got.reshape(site.output_shape), _weighed(site, tensors, policy, weights))
 
 
+def test_run_time_weights_that_a_site_does_not_know_are_given() -> None:
+    site, shapes = made_site(Wish(rows=13))
+    columns = np.arange(13)
+    weights = RuntimeWeights("policy", 13, columns, columns, (0.0, 1e-6))
+    known = KeyWeights("policy", 13, columns, columns, (0.0, 1e-6))
+    schedule, masked = scheduled(site, VARIANTS, seed=3), replace(site, runtime=("policy",))
+    given = attention_tables(masked, schedule, shapes=shapes, weights=weights)
+    own = attention_tables(replace(masked, weights=known), schedule, shapes=shapes)
+    assert given.operator() == own.operator()
+    validate_attention_contents(masked, given, shapes)
+    with pytest.raises(NoTables, match="run-time weights with split keys"):
+        attention_tables(replace(masked, weights=known), scheduled(site, split_keys=4), shapes=shapes)
+
+
+WRONG_WEIGHTS: dict[str, tuple[Callable[[KeyWeights], KeyWeights], str]] = {
+    "tensor": (lambda w: replace(w, tensor="other"), "are 13 columns of"),
+    "width": (lambda w: replace(w, width=14), "are 14 columns of"),
+    "columns": (lambda w: replace(w, columns=np.roll(w.columns, 1)), "a key has column"),
+    "diagonals": (lambda w: replace(w, diagonals=np.roll(w.diagonals, 1)), "sees column"),
+    "epsilons": (lambda w: replace(w, epsilons=(0.0, 0.0)), "are added to weights and sum"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_WEIGHTS)
+def test_wrong_run_time_weights_do_not_go_unnoticed(wrong: str) -> None:
+    site, shapes = made_site(Wish(rows=13, own_patterns=True, packed=False))
+    weights = KeyWeights("policy", 13, np.arange(13), np.arange(13), (0.0, 1e-6))
+    site = replace(site, runtime=("policy",), weights=weights)
+    change, message = WRONG_WEIGHTS[wrong]
+    tables = attention_tables(replace(site, weights=change(weights)), scheduled(site, VARIANTS, seed=3), shapes=shapes)
+    with pytest.raises(PlanError, match=message):
+        validate_attention_contents(site, tables, shapes)
+    plain = attention_tables(replace(site, runtime=(), weights=None), scheduled(site), shapes=shapes)
+    with pytest.raises(PlanError, match="leave out the run-time weights"):
+        validate_attention_contents(site, plain, shapes)
+    with pytest.raises(PlanError, match="which the site does not"):
+        validate_attention_contents(replace(site, runtime=(), weights=None), tables, shapes)
+
+
 def _weighed(
-    site: AttentionSite, tensors: dict[str, NDArray[Any]], policy: NDArray[Any], weights: RuntimeWeights
+    site: AttentionSite, tensors: dict[str, NDArray[Any]], policy: NDArray[Any], weights: KeyWeights
 ) -> NDArray[Any]:
     """The attention of a site with one packed source, row by row."""
     vectors = tensors["qkv"].reshape(site.batch, -1, site.q.width)

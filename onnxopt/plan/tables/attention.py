@@ -15,6 +15,7 @@ from onnxopt.plan.tables.pieces import MOST_ENTRIES, NoTables, Pool
 from onnxopt.plan.tables.slots import Slots
 from onnxopt.plan.tables.tiles import TilePools
 from onnxopt.plan.tables.types import JOB_COLUMNS, AttentionKernel, AttentionTables, RuntimeWeights
+from onnxopt.plan.tables.weights import own_weights
 from onnxopt.target.variant import AttentionVariant, Element
 
 _COLUMN = {name: index for index, name in enumerate(JOB_COLUMNS)}
@@ -35,12 +36,12 @@ def attention_tables(
 ) -> AttentionTables:
     """The tables of a site by its schedule, which is taken to be valid.
 
-    ``shapes`` has the shapes of the site's tensors that hold their channels first. Raises :class:`NoTables` with the
-    reason where the tables cannot describe the site: a mask that depends on the input and is not given as ``weights``,
-    an operand in several tensors of which one has its channels first, or tensors beyond 31 bits.
+    ``shapes`` has the shapes of the site's tensors that hold their channels first; ``weights`` are the run-time
+    weights of its keys, those of the site itself if None. Raises :class:`NoTables` with the reason where the tables
+    cannot describe the site: a mask that depends on the input and is not understood as weights, an operand in several
+    tensors of which one has its channels first, or tensors beyond 31 bits.
     """
-    if site.runtime and weights is None:
-        raise NoTables(f"{site.id}: its mask depends on {site.runtime[0]!r}, which no table can hold")
+    weights = weights or own_weights(site)
     if weights is not None and schedule.split_keys:
         raise NoTables(f"{site.id}: run-time weights with split keys are not supported; plan it without a split")
     _check_variants(schedule)
