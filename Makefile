@@ -28,10 +28,10 @@ demo: $(READY)
 	$(BIN)/onnxopt bench $(DEMO)/attention.onnxopt
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -q -m ''
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 -m ''
 
 lint: $(READY)
 	$(BIN)/ruff check .

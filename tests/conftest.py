@@ -37,13 +37,27 @@ def corpus_manifest(corpus_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels and the programs that run them on the CPU are kept for the session."""
+    return _shared(tmp_path_factory, "programs")
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder of the session; of several worker processes all have the same one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def corpus_model(corpus_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Gives the .onnx file of a tag, made on first use.
 
     The files are kept for the session, or for longer where ONNXOPT_TEST_CACHE names a folder.
     """
     chosen = os.environ.get("ONNXOPT_TEST_CACHE")
-    cache = Path(chosen) if chosen else tmp_path_factory.mktemp("corpus")
+    cache = Path(chosen) if chosen else _shared(tmp_path_factory, "corpus")
     cache.mkdir(parents=True, exist_ok=True)
 
     def get(tag: str) -> Path:

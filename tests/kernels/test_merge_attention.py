@@ -26,9 +26,9 @@ def table(counts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[np.i
     return np.stack([first, counts, offsets, np.zeros_like(counts)], axis=1).astype(np.int32)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+@pytest.fixture
+def cache(programs: Path) -> Path:
+    return programs
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,8 @@ def problem_of(name: str, folder: Path | None, cache: Path | None) -> str:
 
 
 @pytest.mark.parametrize("name", _CASES)
-def test_the_kernel_as_it_is_passes(name: str, tmp_path: Path) -> None:
-    assert problem_of(name, None, tmp_path) == ""
+def test_the_kernel_as_it_is_passes(name: str, programs: Path) -> None:
+    assert problem_of(name, None, programs) == ""
 
 
 def planted(bug: Bug, folder: Path) -> None:
@@ -88,6 +88,6 @@ def planted(bug: Bug, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_a_planted_bug_is_noticed(bug: Bug, tmp_path: Path) -> None:
+def test_a_planted_bug_is_noticed(bug: Bug, tmp_path: Path, programs: Path) -> None:
     planted(bug, tmp_path / "cuda")
-    assert problem_of(bug.case, tmp_path / "cuda", tmp_path) != ""
+    assert problem_of(bug.case, tmp_path / "cuda", programs) != ""

@@ -48,9 +48,9 @@ def check(
     return dict(config)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
+@pytest.fixture
+def cache(programs: Path) -> Path:
+    return programs
 
 
 def test_masks_biases_phantoms_repeats_and_zeros(cache: Path) -> None:
