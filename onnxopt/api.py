@@ -10,13 +10,15 @@ from typing import Literal
 from onnx import ModelProto
 
 from onnxopt.decide import Judge, Progress, SiteReport
-from onnxopt.deploy.manifest import Source, check_manifest, file_sha256, package_versions, write_manifest
-from onnxopt.deploy.rtx import BuildProgress, EngineInfo, build_engine
-from onnxopt.errors import InputError, VerificationError
+from onnxopt.deploy.manifest import Source, file_sha256, package_versions, write_manifest
+from onnxopt.deploy.rtx import BuildProgress, build_engine
+from onnxopt.engines import Engine
+from onnxopt.engines import build as build
+from onnxopt.errors import VerificationError
 from onnxopt.forms import check_engine, check_forms, forms_of_model, written_forms
 from onnxopt.lower.compat import lower_for_parsers
 from onnxopt.lower.rewrite import copy_of
-from onnxopt.measure.paths import default_cache_dir
+from onnxopt.measure.paths import EMULATED, default_cache_dir
 from onnxopt.measure.records import FILE_NAME
 from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import default_opset
@@ -30,24 +32,24 @@ from onnxopt.package import (
     check_place,
     default_folder,
     new_package,
+    package_files,
     package_models,
-    portable_model,
     write_json,
 )
 from onnxopt.report.figures import FIGURES
 from onnxopt.report.package_report import REPORT, rendered
 from onnxopt.results import Inspection, OptimizeResult, WrittenForm, WrittenModel, drawn_figures, plan_document
+from onnxopt.site_kernels import KernelBuild, check_compiler, kernel_versions, write_kernels
 from onnxopt.site_reports import Form
 from onnxopt.sites import Findings, carry_out, discover, judge_sites, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.target.variant import Element
 from onnxopt.verification import VerifyReport, load_inputs, verify_rewritten
-from onnxopt.verification.outcome import of_package
+from onnxopt.verification.outcome import of_package, with_kernels
+from onnxopt.verification.package_kernels import check_kernels, verify_kernels
 from onnxopt.verification.structure import check_structure
 from onnxopt.written import prove_written
 
-Engine = Literal["rtx"]
-_ENGINES: Mapping[Engine, str] = {"rtx": "TensorRT-RTX"}
 _FILES: Mapping[Form, str] = {"plugin": PLUGIN, "portable": PORTABLE}
 
 
@@ -93,6 +95,7 @@ def optimize(
     cache: Path | None = None,
     progress: Progress = lambda _: None,
     engine_progress: Callable[[BuildProgress], None] | None = None,
+    kernel_progress: Callable[[int, int], None] | None = None,
 ) -> OptimizeResult:
     """Rewrite the sites that win, verify the result, and write a package; build an engine if asked.
 
@@ -100,7 +103,8 @@ def optimize(
     ``portable`` for the CPU and ``both`` for a GPU, ``dtype``, in which kernels compute, to the type of a site's own
     tensors. ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for
     bad input, :class:`onnxopt.VerificationError` if the result does not agree with the original (nothing is written),
-    and :class:`onnxopt.MissingError` if the machine lacks what the engine needs.
+    and :class:`onnxopt.MissingError` if the machine lacks what the engine or the kernels of the plugin form need.
+    ``kernel_progress`` is told how many kernels are compiled, and of how many.
     """
     path = Path(model)
     chosen = load_target(target)
@@ -108,6 +112,8 @@ def optimize(
     check_forms(forms, dtype, chosen)
     if engine is not None:
         check_engine(engine, forms, chosen)
+    if "plugin" in forms:
+        check_compiler()
     folder = Path(out) if out is not None else default_folder(path)
     check_place(folder, path)
     proto = read_model(path)
@@ -124,6 +130,7 @@ def optimize(
         measure=measured,
         objective=objective,
         dtype=dtype,
+        build=_kernel_build(chosen, forms, cache, kernel_progress),
         progress=progress,
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)
@@ -132,7 +139,8 @@ def optimize(
     with new_package(folder) as place:
         progress("writing the package")
         notes = _write_models(drafts, place, path if verify else None)
-        versions = package_versions(engine)
+        write_kernels(place, inspection.sites)
+        versions = package_versions(engine) | kernel_versions(inspection.sites)
         write_json(place / PLAN, plan_document(inspection))
         write_json(place / FIGURES, drawn_figures(inspection))
         (place / REPORT).write_bytes(rendered(place, versions))
@@ -147,7 +155,7 @@ def optimize(
             target=chosen.name,
             versions=versions,
             source=Source(file_sha256(path), default_opset(proto)),
-            files=[item.name for item in place.iterdir()],
+            files=package_files(place),
             engines={RTX_ENGINE: chosen.name},
         )
     lowered = drafts[0].lowered
@@ -212,70 +220,35 @@ def verify(
     candidate: str | Path,
     *,
     inputs: str | Path | None = None,
+    kernels: bool = False,
+    cache: Path | None = None,
     progress: Progress = lambda _: None,
+    kernel_progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Compare two models on fresh random inputs, or on the arrays of an ``.npz`` file, by the numeric rule.
 
     Either may be a package, which is checked against its manifest: the last model of an original counts, and every
-    model of a candidate is compared.
+    model of a candidate is compared. With ``kernels`` the candidate must be a package, and the PTX of its kernels is
+    run on the CPU too; ``cache`` is the folder in which what that compiles is kept, and ``kernel_progress`` is told how
+    many kernels were run, and of how many. Raises :class:`onnxopt.MissingError` without a C++ compiler for that.
     """
+    if kernels:
+        check_kernels(Path(candidate))
     first = read_model(_model_files(original)[-1])
     given = load_inputs(inputs, first) if inputs is not None else None
     reports = {}
     for file in _model_files(candidate):
         reports[file.name] = verify_rewritten(first, read_model(file), inputs=given, progress=progress)
-    return of_package(reports)
+    report = of_package(reports)
+    if not kernels:
+        return report
+    folder = (cache or default_cache_dir()) / EMULATED
+    tell = kernel_progress or (lambda _, __: None)
+    return with_kernels(report, verify_kernels(Path(candidate), cache=folder, progress=tell))
 
 
 def _model_files(path: str | Path) -> tuple[Path, ...]:
     return package_models(Path(path)) if Path(path).is_dir() else (Path(path),)
-
-
-def build(
-    source: str | Path,
-    *,
-    engine: Engine = "rtx",
-    target: str | None = None,
-    out: str | Path | None = None,
-    engine_progress: Callable[[BuildProgress], None] | None = None,
-) -> EngineInfo:
-    """Build an engine from a package or from a model; into a package, it becomes part of its manifest.
-
-    A package is checked against its manifest first, and ``target`` defaults to the package's.
-    """
-    path = Path(source)
-    if path.is_dir():
-        return _build_in_package(path, engine, target, engine_progress)
-    if target is None:
-        raise InputError("--target is needed to build an engine from a model, for example --target sm_89")
-    chosen = _gpu_target(target)
-    place = Path(out) if out is not None else path.with_suffix(".rtx.engine")
-    proto = read_model(path)
-    lower_for_parsers(proto)
-    return build_engine(proto, arch=chosen, out=place, progress=engine_progress)
-
-
-def _build_in_package(
-    folder: Path, engine: Engine, target: str | None, progress: Callable[[BuildProgress], None] | None
-) -> EngineInfo:
-    manifest = check_manifest(folder)
-    chosen = _gpu_target(target or manifest.target)
-    model = portable_model(folder, f"an engine of {_ENGINES[engine]}")
-    info = build_engine(model, arch=chosen, out=folder / RTX_ENGINE, progress=progress)
-    files = sorted({entry.path for entry in manifest.files} | {RTX_ENGINE})
-    versions = {**manifest.versions, **package_versions(engine)}
-    engines = {entry.path: entry.target for entry in manifest.files} | {RTX_ENGINE: chosen}
-    write_manifest(
-        folder, target=manifest.target, versions=versions, source=manifest.source, files=files, engines=engines
-    )
-    return info
-
-
-def _gpu_target(name: str) -> str:
-    architecture = load_target(name).architecture
-    if architecture is None:
-        raise InputError(f"target '{name}' is no GPU; name one with --target, for example sm_89")
-    return architecture
 
 
 def _verified(
@@ -298,6 +271,15 @@ def _inspection(
 ) -> Inspection:
     decided = tuple((form, tuple(reports)) for form, reports in judged.items())
     return Inspection(path, default_opset(proto), len(proto.graph.node), target, decided, findings.refusals)
+
+
+def _kernel_build(
+    target: Target, forms: Sequence[Form], cache: Path | None, progress: Callable[[int, int], None] | None
+) -> KernelBuild | None:
+    """How kernels are compiled; None where no form has any."""
+    if "plugin" not in forms:
+        return None
+    return KernelBuild(target.need_gpu_profile(), cache or default_cache_dir(), progress)
 
 
 def _records(cache: Path | None) -> Path:

@@ -15,6 +15,7 @@ from onnx import ModelProto
 
 from onnxopt.discover.attention_site import AttentionSite, EmptyRow, count
 from onnxopt.errors import InputError
+from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.lower.rewrite import Rewrite, is_own_node, rewritten_part
 from onnxopt.measure.environment import current_environment
 from onnxopt.measure.extract import extract_region
@@ -47,11 +48,23 @@ Drawing = Callable[[], Sequence[Picture]]
 
 @dataclass(frozen=True)
 class PluginSource:
-    """What a site in the plugin form was written from, to prove what is read back: ``shapes`` are the tensors'."""
+    """What a site in the plugin form was written from, to prove what is read back: ``shapes`` are the tensors'.
+
+    ``resident`` is the number of blocks that the schedule counts on for each multiprocessor.
+    """
 
     site: AttentionSite
     tables: AttentionTables
     shapes: Mapping[str, Sequence[int]]
+    resident: int = 1
+
+
+@dataclass(frozen=True)
+class SiteKernel:
+    """The compiled kernel of an operator of a site."""
+
+    operator: str
+    compiled: CompiledKernel
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class SiteReport:
     draw: Drawing | None = field(default=None, compare=False)
     rewrite: Rewrite | None = None
     plugin: PluginSource | None = field(default=None, compare=False)
+    kernels: tuple[SiteKernel, ...] = field(default=(), compare=False)
 
     def inspected(self) -> dict[str, Any]:
         """The entry of ``sites`` in ``onnxopt.inspect/1``."""
@@ -87,7 +101,7 @@ class SiteReport:
 
     def kept(self, reason: str) -> SiteReport:
         """The same site, not rewritten."""
-        return replace(self, decision="keep", reason=reason, rewrite=None, plugin=None)
+        return replace(self, decision="keep", reason=reason, rewrite=None, plugin=None, kernels=())
 
     def verdict(self) -> dict[str, Any]:
         """The decision alone, for documents about several forms."""

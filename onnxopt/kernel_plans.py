@@ -9,20 +9,20 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.discover.conv_site import ConvSite
 from onnxopt.model.graph import Graph
 from onnxopt.plan.attention import filled_rows
 from onnxopt.plan.attention_cost import AttentionCost
-from onnxopt.plan.attention_kernel import plan_attention_kernel
+from onnxopt.plan.attention_kernel import plan_attention_kernel, used_vectors
 from onnxopt.plan.group_conv import plan_group_conv
 from onnxopt.plan.group_conv_cost import GroupConvCost
 from onnxopt.plan.plan_cache import PlanCache, content_key
+from onnxopt.plan.roofline import same_gpu
 from onnxopt.plan.schedule import AttentionSchedule, ConvSchedule, Objective
 from onnxopt.target import GpuProfile
-from onnxopt.target.tile_records import FILE_NAME, TileRecord, read_tile_records
+from onnxopt.target.tile_records import TileRecord
+from onnxopt.target.tile_store import FILE_NAME, stored_records
 from onnxopt.target.variant import Element
 from onnxopt.validate import validate_attention_schedule, validate_conv_schedule
 
@@ -43,8 +43,10 @@ class KernelPlanner:
     @classmethod
     def at(cls, gpu: GpuProfile, objective: Objective, folder: Path | None, element: Element = "fp16") -> KernelPlanner:
         """A planner with the records and plans of a cache folder; None where there is none."""
-        records = read_tile_records(folder / FILE_NAME) if folder is not None else ()
-        return cls(gpu, objective, element, records, PlanCache(folder))
+        records = stored_records(folder / FILE_NAME) if folder is not None else ()
+        # Those of other GPUs say nothing here, and a plan is kept under the records that it was made with.
+        own = tuple(record for record in records if same_gpu(gpu, record.gpu))
+        return cls(gpu, objective, element, own, PlanCache(folder))
 
     def computing_in(self, element: Element) -> KernelPlanner:
         """The same planner for kernels of another compute type."""
@@ -88,7 +90,7 @@ class KernelPlanner:
 def _attention_facts(site: AttentionSite) -> list[Any]:
     """Everything of a site that its schedule depends on, apart from its name."""
     lists = [array for own in site.lists for array in (own.row_list, own.offsets, own.keys)]
-    vectors = [len(np.unique(v)) for v in (site.query_vectors, site.key_vectors, site.value_vectors)]
+    vectors = [used_vectors(v) for v in (site.query_vectors, site.key_vectors, site.value_vectors)]
     sizes = [site.heads, site.rows, site.head_dim, site.v.width, *vectors]
     return [*sizes, site.head_lists, site.head_bias >= 0, filled_rows(site), site.query_tokens, site.key_tokens, *lists]
 

@@ -39,6 +39,12 @@ def package_models(folder: Path) -> tuple[Path, ...]:
     return found
 
 
+def package_files(folder: Path) -> list[str]:
+    """The files below a package's folder but for its manifest, as the manifest names them, sorted."""
+    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in found if name != FILE_NAME)
+
+
 def portable_model(folder: Path, purpose: str) -> Path:
     """The portable model of a package, after comparing it with the manifest.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import prod
 from typing import Any, Literal, get_args
 
 from onnx import TensorProto
@@ -27,33 +25,29 @@ from onnxopt.discover.movement import walk_back
 from onnxopt.errors import InputError
 from onnxopt.kernel_plans import KernelPlanner, described
 from onnxopt.lower.attention import lower_attention
-from onnxopt.lower.convolution import lower_convolution
 from onnxopt.lower.plugin import PluginWriter
 from onnxopt.measure.extract import extract_region
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.attention import AttentionPlan, filled_rows, plan_attention
-from onnxopt.plan.conv_cost import bound_seconds
-from onnxopt.plan.convolution import ConvPlan
 from onnxopt.plan.estimate import data_work, gpu_seconds
 from onnxopt.plan.rates import CpuRates, GpuRates
 from onnxopt.plan.schedule import AttentionSchedule, Objective
 from onnxopt.plan.tables import NoTables, attention_tables
-from onnxopt.report.pictures import attention_pictures, conv_pictures, layout_pictures, portable_pictures
+from onnxopt.report.pictures import attention_pictures, portable_pictures
 from onnxopt.target import CpuProfile, Target, load_target
 from onnxopt.target.variant import Element
 from onnxopt.validate import (
     validate_attention_plan,
     validate_attention_tables,
-    validate_conv_plan,
-    validate_conv_weights,
 )
 
 Form = Literal["plugin", "portable"]
 ELEMENTS: tuple[Element, ...] = get_args(Element)
-_OWN = "its nodes are named onnxopt/...: a schedule that an earlier run wrote"
+WRITTEN_BEFORE = "its nodes are named onnxopt/...: a schedule that an earlier run wrote"
 _DENSE = "dense: every query needs every key"
 _LOSES_DIGITS = "rows without keys carry a large constant and a bias, and float32 sums them in one order only"
-_NO_CONV_KERNEL = "there are no kernels for convolutions in this version, so the plugin form has the portable one's"
+# Schedules for a kernel, the best included, after which a site stays as it is.
+_SCHEDULES_TRIED = 4
 _ELEMENTS: dict[int, Element] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
@@ -100,7 +94,7 @@ def attention_reports(planning: Planning, site: AttentionSite, forms: Sequence[F
         return {form: report.kept(reason) for form in forms}
 
     if own_nodes(judge.graph, site.nodes):
-        return all_kept(_OWN)
+        return all_kept(WRITTEN_BEFORE)
     if not len(filled_rows(site)):
         return all_kept("no query has a key: all its results are zeros")
     schedule, refusal = None, ""
@@ -108,7 +102,7 @@ def attention_reports(planning: Planning, site: AttentionSite, forms: Sequence[F
         kernels = planning.kernels_for(site.q.sources[0].tensor)
         if kernels is not None:
             schedule = kernels.attention(site)[0]
-            report = replace(report, planned=described(schedule), draw=partial(attention_pictures, site, schedule))
+            report = _planned_for_kernel(report, site, schedule)
     except InputError as error:
         refusal = str(error)
     if site.runtime:
@@ -125,6 +119,30 @@ def attention_reports(planning: Planning, site: AttentionSite, forms: Sequence[F
         else:
             decided[form] = work.plugin(schedule)
     return decided
+
+
+def further_reports(planning: Planning, report: SiteReport) -> Iterator[SiteReport]:
+    """A site in the plugin form by its next best schedules instead, best first, while they are predicted to win."""
+    assert report.plugin is not None
+    site = report.plugin.site
+    kernels = planning.kernels_for(site.q.sources[0].tensor)
+    assert kernels is not None
+    for schedule in kernels.attention(site, _SCHEDULES_TRIED)[1:]:
+        planned = _planned_for_kernel(report.kept(""), site, schedule)
+        decided = _Attention(planning, site, planned).plugin(schedule)
+        if decided.rewrite is None:
+            return
+        yield decided
+
+
+def input_shapes(site: AttentionSite, graph: Graph) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that a site reads, as far as they are known."""
+    known = {name: graph.shape(name) for name in site.inputs}
+    return {name: tuple(shape) for name, shape in known.items() if shape is not None}
+
+
+def _planned_for_kernel(report: SiteReport, site: AttentionSite, schedule: AttentionSchedule) -> SiteReport:
+    return replace(report, planned=described(schedule), draw=partial(attention_pictures, site, schedule))
 
 
 @dataclass
@@ -149,7 +167,7 @@ class _Attention:
         if loses_digits(site):
             return self.report.kept(_LOSES_DIGITS)
         plan = self.plan
-        report = _with_written(self.report, _planned_attention(plan), partial(portable_pictures, site, plan))
+        report = with_written(self.report, _planned_attention(plan), partial(portable_pictures, site, plan))
         if plan.computed >= site.heads * site.rows * len(site.key_tokens):
             return report.kept("its pattern leaves no schedule that is cheaper than computing every pair")
         rewrite = lower_attention(site, plan, judge.graph)
@@ -182,7 +200,7 @@ class _Attention:
     def _written(self, report: SiteReport, schedule: AttentionSchedule) -> SiteReport:
         """The site with its operator, proved; kept where no tables can say what it computes."""
         site, graph = self.site, self.planning.judge.graph
-        shapes = {name: graph.shape(name) or () for name in site.inputs}
+        shapes = input_shapes(site, graph)
         try:
             tables = attention_tables(site, schedule, shapes=shapes)
         except NoTables as error:
@@ -191,48 +209,10 @@ class _Attention:
         rewrite, body = writer.lower(site, schedule, tables, self.plan)
         if body is not None and body.rewrite is not None:
             validate_attention_tables(body.site, body.rewrite, body.graph)
-        return replace(report, rewrite=rewrite, plugin=PluginSource(site, tables, shapes))
+        return replace(report, rewrite=rewrite, plugin=PluginSource(site, tables, shapes, schedule.resident))
 
 
-def convolution_reports(
-    planning: Planning, site_id: str, plan: ConvPlan, forms: Sequence[Form]
-) -> dict[Form, SiteReport]:
-    """Decide for one convolution, ``plan`` being its portable form.
-
-    It has no kernel of its own in this version: what holds for the portable form holds for both.
-    """
-    report = _convolution_report(planning, site_id, plan)
-    decided: dict[Form, SiteReport] = {}
-    for form in forms:
-        judged = form == "plugin" and report.predicted_gain is not None
-        decided[form] = replace(report, reason=f"{report.reason}; {_NO_CONV_KERNEL}") if judged else report
-    return decided
-
-
-def _convolution_report(planning: Planning, site_id: str, plan: ConvPlan) -> SiteReport:
-    judge, site = planning.judge, plan.site
-    report = SiteReport(site_id, "conv", site.to_json(), "keep", "")
-    del report.found["kind"]
-    if own_nodes(judge.graph, site.nodes):
-        return report.kept(_OWN)
-    if site.pattern == "dense":
-        return report.kept("dense: every output uses every input")
-    if planning.kernels is not None and site.connections:
-        # What a kernel would take is told; nothing that is written needs it.
-        with suppress(InputError):
-            kernels = planning.kernels_for(site.output) or planning.kernels
-            schedule = kernels.convolution(site, judge.graph)[0]
-            report = replace(report, planned=described(schedule), draw=partial(conv_pictures, site, schedule))
-    if plan.decision == "keep":
-        return replace(report, predicted_gain=plan.predicted_gain).kept(plan.reason)
-    report = _with_written(report, _planned_convolution(plan, judge.graph), partial(layout_pictures, site, plan))
-    rewrite = lower_convolution(site_id, plan, judge.graph)
-    validate_conv_plan(plan)
-    validate_conv_weights(plan, rewrite, judge.graph)
-    return judge.judge(report, plan.inputs, rewrite, tensor_element(judge.graph, site.output) or "fp32")
-
-
-def _with_written(report: SiteReport, planned: dict[str, Any], draw: Drawing) -> SiteReport:
+def with_written(report: SiteReport, planned: dict[str, Any], draw: Drawing) -> SiteReport:
     """The report with the schedule of the portable form; beside a kernel's plan it has a field of its own."""
     if report.planned:
         return replace(report, planned={**report.planned, "portable": planned})
@@ -241,23 +221,6 @@ def _with_written(report: SiteReport, planned: dict[str, Any], draw: Drawing) ->
 
 def _rates(target: Target) -> CpuRates | GpuRates:
     return CpuRates.of(reference_cpu()) if target.gpu is None else GpuRates.of(target.gpu)
-
-
-def _planned_convolution(plan: ConvPlan, graph: Graph) -> dict[str, Any]:
-    site = plan.site
-    batch, _, *positions = graph.shape(site.output) or (1, 1)
-    seconds = bound_seconds(plan.needed, prod(site.kernel), batch * prod(positions), reference_cpu())
-    return {
-        "variants": [plan.form],
-        "needed": plan.needed,
-        "computed": plan.computed,
-        "waste": round(plan.waste, 4),
-        "predicted_us": round(plan.seconds[1] * 1e6, 3),
-        "bound_us": round(seconds * 1e6, 3),
-        "gap": 0.0,
-        "solver": {"name": "enumeration", "status": "optimal", "nodes": plan.compared},
-        "certificate": "every grouping of the outputs by equal input sets was compared, in every form allowed",
-    }
 
 
 def reference_cpu() -> CpuProfile:

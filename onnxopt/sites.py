@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from onnx import ModelProto
 
+from onnxopt.convolution_reports import convolution_reports
 from onnxopt.decide import Judge, Progress, SiteReport
 from onnxopt.discover.attention import find_attention
 from onnxopt.discover.attention_site import AttentionSite
@@ -23,7 +25,14 @@ from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import Graph, nodes_within, symbolic_batch, view
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.plan.schedule import Objective
-from onnxopt.site_reports import Form, Planning, attention_reports, convolution_reports, reference_cpu
+from onnxopt.site_kernels import KernelBuild, with_kernels
+from onnxopt.site_reports import (
+    Form,
+    Planning,
+    attention_reports,
+    further_reports,
+    reference_cpu,
+)
 from onnxopt.target import Target
 from onnxopt.target.variant import Element
 
@@ -81,12 +90,14 @@ def judge_sites(
     measure: bool,
     objective: Objective = "time",
     dtype: Element | None = None,
+    build: KernelBuild | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[Form, list[SiteReport]]:
     """Plan every site once and decide it for each form, in the order attention, convolution.
 
     ``records`` is the file of tuning records (None: there are none), beside which plans are kept. ``dtype`` is the type
-    that kernels compute in, by default that of a site's own tensors. Only the portable form on a CPU is measured.
+    that kernels compute in, by default that of a site's own tensors. Only the portable form on a CPU is measured. With
+    ``build`` the kernels of the plugin form are compiled, and a site whose kernel cannot be used is kept.
     """
     judge = whole_judge(model, findings, target, records=records, measure=measure, progress=progress)
     planning = Planning(judge, objective, dtype=dtype)
@@ -102,6 +113,8 @@ def judge_sites(
     if has_plugin_nodes(model):
         # Names of new nodes could be those of the earlier run, whose sites are no longer there to be counted.
         return {form: [report.kept(_WRITTEN_BEFORE) for report in found] for form, found in reports.items()}
+    if build is not None and "plugin" in reports:
+        reports["plugin"] = with_kernels(reports["plugin"], build, partial(further_reports, planning))
     return reports
 
 

@@ -284,7 +284,7 @@ def test_a_missing_engine_builder_leaves_nothing(model: Path, monkeypatch: pytes
 def test_an_engine_becomes_part_of_the_package(model: Path) -> None:
     result = _optimize(model, target="sm_89", engine="rtx")
     assert result.engine is not None
-    assert _names(result.package) == sorted([*PACKAGE, "model.onnx", "model.rtx.engine"])
+    assert _names(result.package) == sorted([*PACKAGE, "kernels", "model.onnx", "model.rtx.engine"])
     manifest = check_manifest(result.package)
     entry = manifest.entry("model.rtx.engine")
     assert entry is not None
@@ -294,7 +294,7 @@ def test_an_engine_becomes_part_of_the_package(model: Path) -> None:
 
 @needs_rtx
 def test_an_engine_is_built_from_a_package_or_a_model(model: Path) -> None:
-    folder = _optimize(model, target="sm_89").package
+    folder = _optimize(model, target="sm_89", form="portable").package
     assert api.build(folder).path == folder / "model.rtx.engine"
     assert check_manifest(folder).entry("model.rtx.engine") is not None
     info = api.build(model, target="sm_86")
@@ -303,7 +303,7 @@ def test_an_engine_is_built_from_a_package_or_a_model(model: Path) -> None:
 
 
 def test_a_changed_package_is_not_built(model: Path) -> None:
-    folder = _optimize(model, target="sm_89").package
+    folder = _optimize(model, target="sm_89", form="portable").package
     with (folder / "model.portable.onnx").open("ab") as file:
         file.write(b"\0")
     with pytest.raises(InputError, match=r"model\.portable\.onnx is not the file that the manifest lists"):

@@ -132,7 +132,9 @@ def test_optimize_for_a_gpu_tells_of_both_models(folder: Path) -> None:
 
 @needs_rtx
 def test_optimize_and_build_describe_the_engine(folder: Path) -> None:
-    document = _document("optimize", "region.onnx", "--target", "sm_89", "--engine", "rtx", "-o", "out")
+    document = _document(
+        "optimize", "region.onnx", "--target", "sm_89", "--engine", "rtx", "--form", "portable", "-o", "out"
+    )
     assert document["engine"]["architecture"] == "sm_89"
     assert document["engine"]["path"] == "out/model.rtx.engine"
     assert document["lowered"] == ["1 Col2Im"]
@@ -219,7 +221,7 @@ def test_verify_shows_every_output(folder: Path) -> None:
 def test_help_and_version(folder: Path) -> None:
     assert _run("--version").stdout.startswith("onnxopt 0.")
     shown = _run("--help").stdout
-    for name in ("inspect", "optimize", "verify", "build", "bench", "doctor", "cache"):
+    for name in ("inspect", "optimize", "verify", "build", "bench", "profile", "doctor", "cache"):
         assert name in shown
     begin = time.perf_counter()
     subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
@@ -317,11 +319,17 @@ def test_the_option_for_the_cache_comes_before_the_variable(folder: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "moment", ["looking for sites", "verifying", pytest.param("loading TensorRT-RTX", marks=needs_rtx)]
+    ("moment", "form"),
+    [
+        ("looking for sites", "both"),
+        ("compiling kernels", "both"),
+        ("verifying", "portable"),
+        pytest.param("loading TensorRT-RTX", "portable", marks=needs_rtx),
+    ],
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_command_leaves_nothing(folder: Path, moment: str, number: int, code: int) -> None:
-    process = _start("optimize", "attention.onnx", "--target", "sm_89", "--engine", "rtx")
+def test_an_interrupted_command_leaves_nothing(folder: Path, moment: str, form: str, number: int, code: int) -> None:
+    process = _start("optimize", "attention.onnx", "--target", "sm_89", "--engine", "rtx", "--form", form)
     assert process.stderr is not None
     seen = ""
     for line in process.stderr:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 import pytest
 
-from onnxopt import api, site_reports
+from onnxopt import api, site_kernels, site_reports
 from onnxopt.deploy.manifest import check_manifest
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, MissingError
+from onnxopt.kernels.compilation import CompiledKernel
+from onnxopt.kernels.compiler import CompileError
+from onnxopt.kernels.report import ResourceReport
+from onnxopt.kernels.source import KernelSource
 from onnxopt.lower.plugin_nodes import plugin_sites
 from onnxopt.lower.rewrite import is_plugin_node
 from onnxopt.measure.bench import bench_package
+from onnxopt.package import package_files
 from onnxopt.plan.tables import NoTables
 from onnxopt.report.package_report import write_report
 from onnxopt.site_reports import Form
@@ -74,8 +80,8 @@ def test_the_plan_says_what_was_decided_for_each_form(both: api.OptimizeResult, 
 
 def test_the_same_input_gives_the_same_bytes(model: Path, both: api.OptimizeResult) -> None:
     again = optimized(model, "again")
-    for file in both.package.iterdir():
-        assert file.read_bytes() == (again.package / file.name).read_bytes(), file.name
+    for name in [*package_files(both.package), "manifest.json"]:
+        assert (both.package / name).read_bytes() == (again.package / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("form", [None, "plugin"])
@@ -181,6 +187,73 @@ def test_a_mask_that_depends_on_the_input_is_kept(tmp_path: Path) -> None:
     path.write_bytes(sample("dynamicvit_policy").to_bytes())
     sites = api.inspect(path, target="sm_90", cache=tmp_path).sites
     assert any("depends on the model's input" in s.reason for s in sites if s.kind == "attention")
+
+
+class _Compiler:
+    """In place of the compiler: refuses the first ``refused`` kernels it is asked for; all it makes are small."""
+
+    def __init__(self, refused: int, registers: int = 32) -> None:
+        self.left, self.registers, self.asked = refused, registers, 0
+
+    def __call__(self, requests: Sequence[tuple[KernelSource, str]], *_: object, **__: object) -> list[CompiledKernel]:
+        ((source, architecture),) = requests
+        self.asked += 1
+        if self.left:
+            self.left -= 1
+            raise CompileError(source, architecture, ["", "local memory is used: 8 bytes of stack"])
+        report = ResourceReport(self.registers, 0, 1024, 0, 0, 0, 32)
+        return [CompiledKernel(source, architecture, b"cubin", "ptx", report, "nvrtc 13.0.0")]
+
+
+def test_a_kernel_that_does_not_compile_gives_way_to_the_next_best(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = _Compiler(refused=1)
+    monkeypatch.setattr(site_kernels, "compile_kernels", compiler)
+    result = optimized(model, "next", form="plugin", dtype="fp16", verify=False)
+    best = api.inspect(model, target="sm_90", dtype="fp16", cache=model.parent / "cache").sites[0]
+    site = result.sites[0]
+    assert (compiler.asked, site.decision) == (2, "rewrite")
+    assert site.planned["predicted_us"] >= best.planned["predicted_us"]
+    assert (
+        "by its next best schedule; of the best it cannot be compiled for sm_90a: local memory is used" in site.reason
+    )
+    assert json.loads((result.package / "plan.json").read_text())["sites"][0]["kernel"]["nvrtc"] == "13.0.0"
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (_Compiler(refused=9), "its kernel cannot be used: it cannot be compiled for sm_90a: local memory is used"),
+        (
+            _Compiler(refused=0, registers=255),
+            r"its kernel cannot be used: .*it takes more than planned: NVIDIA H200: ",
+        ),
+    ],
+)
+def test_a_site_without_a_kernel_is_kept_with_the_reason(
+    model: Path, monkeypatch: pytest.MonkeyPatch, compiler: _Compiler, reason: str
+) -> None:
+    monkeypatch.setattr(site_kernels, "compile_kernels", compiler)
+    result = optimized(model, "kept", dtype="fp16", verify=False)
+    (plugin, portable) = (sites[0] for _, sites in result.inspection.judged)
+    assert (plugin.decision, portable.decision) == ("keep", "rewrite")
+    assert re.match(reason, plugin.reason)
+    assert not (result.package / "kernels").exists()
+    assert not plugin_sites(onnx.load(result.package / "model.onnx"))
+    assert "nvrtc" not in check_manifest(result.package).versions
+
+
+def test_only_the_plugin_form_needs_a_compiler(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise MissingError("compiling kernels needs nvidia-cuda-nvrtc, not installed here: pip install it")
+
+    monkeypatch.setattr(site_kernels, "toolchain", missing)
+    with pytest.raises(MissingError, match="pip install it; or use --form portable"):
+        optimized(model, "none")
+    assert not (model.parent / "none").exists()
+    assert optimized(model, "portable", form="portable", verify=False).rewritten
+    assert api.inspect(model, target="sm_90", cache=model.parent / "cache").rewritten
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -102,6 +103,7 @@ def optimize(
             cache=settings.cache,
             progress=reporter.stage,
             engine_progress=reporter.building,
+            kernel_progress=partial(reporter.counting, "compiling kernels"),
         )
     if json:
         print_json(optimize_document(result))
@@ -119,17 +121,28 @@ def verify(
         Path | None,
         typer.Option(metavar="F.npz", help="Inputs by name, instead of random ones.", show_default=False),
     ] = None,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also run the kernels of the package B on the CPU, emulated.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare two models on fresh random inputs, or on given ones."""
     from onnxopt.api import verify as run
     from onnxopt.report.console import output_console, print_json
     from onnxopt.report.progress import reporting
-    from onnxopt.report.table import show_verification
+    from onnxopt.report.verification import show_verification
 
     settings: Settings = ctx.obj
     with reporting(settings.verbose) as reporter:
-        report = run(original, candidate, inputs=inputs, progress=reporter.stage)
+        report = run(
+            original,
+            candidate,
+            inputs=inputs,
+            kernels=kernels,
+            cache=settings.cache,
+            progress=reporter.stage,
+            kernel_progress=partial(reporter.counting, "emulating kernels"),
+        )
     if json:
         print_json(report.to_json())
     else:

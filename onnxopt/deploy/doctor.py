@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
@@ -14,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from onnxopt.errors import MissingError
+from onnxopt.kernels.packages import tool, toolchain
 from onnxopt.target.device import find_device
 
 SCHEMA = "onnxopt.doctor/1"
@@ -24,7 +25,7 @@ Status = Literal["ok", "missing", "limited"]
 _PATIENCE_SECONDS = 60
 # Room for the weights, the two forms and the engine of a model of the usual size.
 _WANTED_DISK_BYTES = 2 << 30
-_COMPILERS = ("c++", "g++", "clang++")
+_COMPILER = "g++"
 _KERNEL = b'extern "C" __global__ void probe(float *x) {\n  x[threadIdx.x] += 1.0f;\n}\n'
 
 
@@ -58,6 +59,8 @@ def examine(cache: Path | None = None) -> list[Check]:
         _nvrtc(),
         _gpu(),
         _compiler(),
+        _tool("cuobjdump"),
+        _tool("nvdisasm"),
         _trtexec(),
         _disk(cache or Path.cwd()),
     ]
@@ -115,12 +118,17 @@ def _import_fault(module: str) -> str:
 
 
 def _nvrtc() -> Check:
-    """Compile a kernel to machine code, which needs no driver."""
+    """Compile a kernel to machine code, which needs no driver, and look for the headers that ours include."""
     needed, install = "compiling kernels", "pip install 'nvidia-cuda-nvrtc>=13.0,<13.1'"
     try:
         found = _compile_probe()
     except Exception as error:  # whatever a foreign compiler raises means that it cannot be used
         return _check("NVRTC", "missing", f"{type(error).__name__}: {error}", needed, install)
+    try:
+        toolchain()
+    except MissingError as error:
+        problem, _, pip = str(error).partition(": ")
+        return _check("NVRTC", "limited", f"{found}, but {problem}", needed, pip or install)
     return _check("NVRTC", "ok", found, needed, install)
 
 
@@ -159,13 +167,21 @@ def _gpu() -> Check:
 
 
 def _compiler() -> Check:
-    needed = "running kernels on the CPU, and the launcher library of plugins"
-    for name in (*filter(None, [os.environ.get("CXX")]), *_COMPILERS):
-        path = shutil.which(name)
-        if path is not None:
-            return _check("C++ compiler", "ok", _first_line([path, "--version"]) or path, needed, "")
-    install = "install one, such as g++ (Debian and Ubuntu: apt install g++)"
-    return _check("C++ compiler", "missing", f"none of {', '.join(_COMPILERS)} is in PATH", needed, install)
+    needed = "`onnxopt verify --kernels`, which runs kernels on the CPU"
+    path = shutil.which(_COMPILER)
+    if path is not None:
+        return _check("C++ compiler", "ok", _first_line([path, "--version"]) or path, needed, "")
+    install = "install g++ (Debian and Ubuntu: apt install g++)"
+    return _check("C++ compiler", "missing", f"{_COMPILER} is not in PATH", needed, install)
+
+
+def _tool(name: str) -> Check:
+    """A program of NVIDIA's that looks into compiled kernels."""
+    try:
+        found = str(tool(name))
+    except MissingError:
+        return _check(name, "missing", "not installed", "looking into kernels", f"pip install nvidia-cuda-{name}")
+    return _check(name, "ok", found, "looking into kernels", "")
 
 
 def _first_line(command: list[str]) -> str:

@@ -7,6 +7,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+EMULATED = "emulated"
+"""The folder of the cache for kernels that were compiled for the CPU."""
+
 _FOLDER = "onnxopt"
 
 

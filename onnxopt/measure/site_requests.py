@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from onnxopt.errors import InputError
 from onnxopt.kernel_plans import KernelPlanner
+from onnxopt.kernels.source import KernelSource, attention_source, merge_source
 from onnxopt.measure.job.build import Request
 from onnxopt.model.read import read_model
 from onnxopt.plan.schedule import AttentionSchedule
 from onnxopt.plan.tables import AttentionTables, NoTables, attention_tables
+from onnxopt.site_kernels import KernelBuild
 from onnxopt.site_reports import input_shapes
 from onnxopt.sites import discover
 
@@ -56,3 +58,26 @@ def site_request(name: str, schedule: AttentionSchedule, tables: AttentionTables
         predicted_us=schedule.forecast.predicted_us,
         bound_us=schedule.forecast.bound_us,
     )
+
+
+def usable_requests(requests: Sequence[Request], build: KernelBuild) -> tuple[list[Request], list[tuple[str, str]]]:
+    """The requests whose kernels can be compiled and fit as planned, and those left out with the reason.
+
+    What was compiled is in the cache afterwards. Raises MissingError without a compiler.
+    """
+    sources = {request.id: _sources(request) for request in requests}
+    build.compiled([source for own in sources.values() for source in own])
+    kept, left_out = [], []
+    for request in requests:
+        reason = next((build.refused[source] for source in sources[request.id] if source in build.refused), None)
+        if reason is None:
+            kept.append(request)
+        else:
+            left_out.append((request.id, reason))
+    return kept, left_out
+
+
+def _sources(request: Request) -> list[KernelSource]:
+    merge: Mapping[str, object] | None = request.merge_kernel
+    first = attention_source(request.kernel, request.resident)
+    return [first] if merge is None else [first, merge_source(merge)]

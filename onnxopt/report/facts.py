@@ -11,10 +11,12 @@ from rich.console import Console
 from rich.text import Text
 
 from onnxopt.deploy.doctor import Check
+from onnxopt.deploy.manifest import FILE_NAME
 from onnxopt.deploy.rtx import EngineInfo
 from onnxopt.measure.bench import Bench
 from onnxopt.measure.cache import CacheFile
 from onnxopt.measure.timing import PairTiming
+from onnxopt.package import package_files
 from onnxopt.report.console import printable
 from onnxopt.report.table import bullet, cell, file_size, make_table
 from onnxopt.results import OptimizeResult, WrittenModel
@@ -29,7 +31,7 @@ def optimize_document(result: OptimizeResult) -> dict[str, Any]:
         **result.inspection.to_json(),
         "schema": OPTIMIZE_SCHEMA,
         "package": str(result.package),
-        "files": sorted(path.name for path in result.package.iterdir()),
+        "files": sorted([*package_files(result.package), FILE_NAME]),
         "models": [_model(model) for model in result.models],
         "nodes_after": result.nodes_after,
         "lowered": list(result.lowered),

@@ -33,6 +33,9 @@ class Reporter(Protocol):
     def stage(self, message: str) -> None:
         """What is being done now."""
 
+    def counting(self, message: str, done: int, total: int) -> None:
+        """What is being done now, and how much of it is done."""
+
     def building(self, state: Phase) -> None:
         """How far the build of an engine is."""
 
@@ -46,6 +49,10 @@ class _Bar:
 
     def stage(self, message: str) -> None:
         self._progress.update(self._task, description=printable(message), total=None, completed=0)
+
+    def counting(self, message: str, done: int, total: int) -> None:
+        text = printable(f"{message}, {done} of {total}")
+        self._progress.update(self._task, description=text, total=total or None, completed=done)
 
     def building(self, state: Phase) -> None:
         text = printable(_build_stage(state))
@@ -64,6 +71,11 @@ class _Lines:
         if message != self._last:
             self._last = message
             self._console.print(printable(f"onnxopt: {message}"), soft_wrap=True)
+
+    def counting(self, message: str, done: int, total: int) -> None:
+        # One line for all: a log file has no use for each step.
+        if total:
+            self.stage(f"{message}: {total}")
 
     def building(self, state: Phase) -> None:
         if state.parent is not None:  # only the first report of a phase names the one around it

@@ -143,6 +143,7 @@ def _plan_facts(site: PlanSite) -> list[tuple[str, str]]:
         ]
     rows += [
         ("type", text(site.text("dtype"))),
+        ("compiled kernel", _kernel(site.fields.get("kernel"))),
         ("order of rows", _entries(site.fields.get("reorder"))),
         ("variants", _entries(site.fields.get("variants"))),
         ("solver", _solver(site.fields.get("solver"))),
@@ -154,6 +155,19 @@ def _plan_facts(site: PlanSite) -> list[tuple[str, str]]:
 def for_kernel(site: PlanSite) -> bool:
     """Whether the schedule is one for a kernel of its own, beside which the form that was written may have another."""
     return site.number("resident_blocks") is not None
+
+
+def _kernel(found: Any) -> str:
+    """What a block of the compiled kernel takes; empty where none was compiled."""
+    if not isinstance(found, dict):
+        return ""
+    architecture = found.get("architecture")
+    figures = (("registers", "register"), ("threads", "thread"), ("shared_bytes", "byte of shared memory"))
+    parts = [text(architecture)] if isinstance(architecture, str) else []
+    for name, noun in figures:
+        if _is_count(found.get(name)):
+            parts.append(plural(found[name], noun, "bytes of shared memory" if name == "shared_bytes" else ""))
+    return ", ".join(parts)
 
 
 def _solver(found: Any) -> str:

@@ -18,7 +18,8 @@ from onnxopt.package import RTX_ENGINE
 from onnxopt.report.console import printable
 from onnxopt.report.sites import SiteGroup, group_sites
 from onnxopt.results import Inspection, OptimizeResult, WrittenModel
-from onnxopt.verification import OutputReport, VerifyReport
+from onnxopt.site_kernels import FOLDER
+from onnxopt.verification import VerifyReport
 
 _STYLES = {"rewrite": "green", "keep": "", "ok": "green", "off": "red", "limited": "yellow", "missing": "yellow"}
 _SHOWN_NODES = 3
@@ -74,42 +75,6 @@ def show_optimized(console: Console, result: OptimizeResult) -> None:
     for name, text in _facts(result):
         facts.add_row(cell(name), cell(text))
     console.print(facts)
-
-
-def show_verification(console: Console, report: VerifyReport) -> None:
-    """The worst errors of every output against what is allowed, over all runs; of a package, model by model."""
-    if report.models:
-        for name, of_model in report.models:
-            console.print(Text(printable(name), style="bold"))
-            show_verification(console, of_model)
-        return
-    runs = "1 run" if len(report.draws) == 1 else f"{len(report.draws)} runs"
-    console.print(Text(f"{runs}, reference: {report.reference}; errors relative to the output's maximum", style="bold"))
-    columns = ["output", "max error", "allowed", "rms error", "allowed ", "verdict"]
-    table = make_table("", columns, ["output", "verdict"])
-    for output in worst_outputs(report):
-        errors = (output.max_error, output.max_bound, output.rms_error, output.rms_bound)
-        table.add_row(cell(output.name), *(f"{e:.2g}" for e in errors), cell("ok" if output.passed else "off"))
-    console.print(table)
-    for note in report.notes:
-        console.print(Text(printable(f"note: {note}")))
-    if report.first_bad_site is not None:
-        site = report.first_bad_site
-        console.print(
-            Text(printable(f"first site that is off: {site.site} (tensor '{site.output.name}': {site.output.reason})"))
-        )
-    console.print(Text("the models agree" if report.passed else printable(report.explain())))
-
-
-def worst_outputs(report: VerifyReport) -> list[OutputReport]:
-    """For every output the run in which it was farthest off, relative to what is allowed."""
-    worst: dict[str, OutputReport] = {}
-    for draw in report.draws:
-        for output in draw.outputs:
-            known = worst.get(output.name)
-            if known is None or _severity(output) > _severity(known):
-                worst[output.name] = output
-    return list(worst.values())
 
 
 def bullet(text: str) -> RenderableType:
@@ -246,6 +211,10 @@ def _facts(result: OptimizeResult) -> list[tuple[str, str]]:
     rows.append(("package", str(result.package)))
     files = sorted(path for path in result.package.iterdir() if path.is_file())
     rows += [("", f"{path.name} ({file_size(path.stat().st_size)})") for path in files]
+    kernels = [path for path in (result.package / FOLDER).glob("*") if path.is_file()]
+    if kernels:
+        size = file_size(sum(path.stat().st_size for path in kernels))
+        rows.append(("", f"{FOLDER}/ ({len(kernels)} files of compiled kernels, {size})"))
     rows.append(("next", _next_step(result)))
     return rows
 
@@ -277,12 +246,6 @@ def _verified(report: VerifyReport | None) -> str:
     return (
         f"{report.explain()}; output '{worst.name}': max error {worst.max_error:.2g} "
         f"(allowed {worst.max_bound:.2g}), rms {worst.rms_error:.2g} (allowed {worst.rms_bound:.2g})"
-    )
-
-
-def _severity(report: OutputReport) -> tuple[bool, float]:
-    return not report.passed, max(
-        report.max_error / (report.max_bound or 1.0), report.rms_error / (report.rms_bound or 1.0)
     )
 
 

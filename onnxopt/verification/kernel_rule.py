@@ -102,13 +102,13 @@ def draw_operands(kernel: Mapping[str, Any], batch: int, seed: int) -> Operands:
     """Normal q, k and v as the configuration's ``kernel`` describes them; run-time weights are 0 and 1."""
     rng = np.random.default_rng(seed)
     element = "fp32" if kernel["element"] == "tf32" else kernel["element"]
-    drawn = [
+    q, k, v = (
         rounded_to(element, rng.standard_normal((batch, kernel[name][0]), dtype=np.float32)) for name in ("q", "k", "v")
-    ]
+    )
     weight = None
     if kernel["weights"]:
         weight = (rng.random((batch, kernel["columns"])) < 0.7).astype(np.float32)
-    return Operands(*drawn, weight)
+    return Operands(q, k, v, weight)
 
 
 def poisoned_outputs(kernel: Mapping[str, Any], batch: int) -> dict[str, Array]:
@@ -130,9 +130,9 @@ def expected_attention(
 def plain_attention(kernel: Mapping[str, Any], tables: Mapping[str, Array], operands: Operands) -> tuple[Array, ...]:
     """The same from a plain implementation in the compute type: products of its numbers, all else in float32."""
     element = kernel["element"]
-    tensors = [rounded_to(element, tensor) for tensor in (operands.q, operands.k, operands.v)]
+    q, k, v = (rounded_to(element, tensor) for tensor in (operands.q, operands.k, operands.v))
     outputs = attention_outputs(
-        kernel, tables, *tensors, operands.weight, np.float32, lambda weights: rounded_to(element, weights)
+        kernel, tables, q, k, v, operands.weight, np.float32, lambda weights: rounded_to(element, weights)
     )
     if kernel["split"]:
         return tuple(output.values for output in outputs)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.emulate import Uninitialised, build_cpu_kernel
+from onnxopt.emulate import CpuKernel, Uninitialised, build_cpu_kernel
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.launch import attention_launch, merge_launch, parameter_names
 from onnxopt.verification.kernel_rule import (
@@ -74,20 +74,21 @@ def check_attention(
     """
     part = {**tables, "jobs": np.ascontiguousarray(tables["jobs"][sample_jobs(kernel, tables, pairs)])}
     operands = draw_operands(kernel, batch, seed)
+    program = build_cpu_kernel(compiled.ptx, compiled.source.entry, cache)
     judgements: list[Judgement] = []
     for order in orders:
-        found = emulate_attention(compiled, kernel, part, operands, order, cache)
+        found = _emulated(program, compiled, kernel, part, operands, order)
         judgements += judge_attention(kernel, part, operands, found)
     return KernelCheck(compiled.architecture, len(part["jobs"]), batch, tuple(orders), tuple(judgements))
 
 
-def emulate_attention(
+def _emulated(
+    program: CpuKernel,
     compiled: CompiledKernel,
     kernel: Mapping[str, Any],
     tables: Mapping[str, Array],
     operands: Operands,
     order: int,
-    cache: Path | None = None,
 ) -> tuple[Array, ...]:
     """The outputs, batch x elements in float32, of one run; elements that no job writes are NaN."""
     batch, element = len(operands.q), kernel["element"]
@@ -98,7 +99,6 @@ def emulate_attention(
         given["biases"] = stored(element, np.asarray(tables["biases"], np.float32))
     given |= {"weight": operands.weight, "batch": np.int32(batch)}
     given |= {name: Uninitialised(array) for name, array in outputs.items()}
-    program = build_cpu_kernel(compiled.ptx, compiled.source.entry, cache)
     launch = attention_launch(kernel, len(tables["jobs"]), batch, compiled.report)
     program.run(
         grid=(launch.grid, 1, 1),

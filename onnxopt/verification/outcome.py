@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from onnxopt.verification.compare import OutputReport
+from onnxopt.verification.kernel_report import KernelReport
 
 SCHEMA = "onnxopt.verify/1"
 
@@ -68,7 +69,8 @@ class VerifyReport:
     be looked at because their tensor is not in both models. `notes` are sentences for the user.
 
     Where several models were compared with the original, `models` has the report of each by name, and the rest is that
-    of the first that does not agree, else of the first.
+    of the first that does not agree, else of the first. `kernels` is what emulating the kernels of a package found, and
+    `passed` covers them; it is None where that was not asked for.
     """
 
     passed: bool
@@ -80,6 +82,7 @@ class VerifyReport:
     unwatched_sites: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     models: tuple[tuple[str, VerifyReport], ...] = ()
+    kernels: tuple[KernelReport, ...] | None = None
 
     @property
     def worst(self) -> OutputReport | None:
@@ -90,6 +93,9 @@ class VerifyReport:
     def explain(self) -> str:
         """One sentence on the result, for messages."""
         worst = self.worst
+        off = next((kernel for kernel in self.kernels or () if not kernel.passed), None)
+        if off is not None and all(draw.passed for draw in self.draws):
+            return f"the kernel of {', '.join(off.sites)}, emulated: {off.explain()}"
         if self.passed or worst is None:
             return f"{len(self.draws)} runs agree with the reference ({self.reference})"
         failed = sum(not draw.passed for draw in self.draws)
@@ -98,6 +104,7 @@ class VerifyReport:
 
     def to_json(self) -> dict[str, object]:
         """Plain JSON values under the schema "onnxopt.verify/1"."""
+        of_kernels = {} if self.kernels is None else {"kernels": [kernel.to_json() for kernel in self.kernels]}
         of_models = {"models": {name: report.to_json() for name, report in self.models}} if self.models else {}
         return {
             "schema": SCHEMA,
@@ -110,6 +117,7 @@ class VerifyReport:
             "unwatched_sites": list(self.unwatched_sites),
             "notes": list(self.notes),
             **of_models,
+            **of_kernels,
         }
 
 
@@ -117,6 +125,11 @@ def of_package(reports: Mapping[str, VerifyReport]) -> VerifyReport:
     """One report of all models of a package, by name; it passes if each does."""
     chosen = next((report for report in reports.values() if not report.passed), next(iter(reports.values())))
     return replace(chosen, models=tuple(reports.items())) if len(reports) > 1 else chosen
+
+
+def with_kernels(report: VerifyReport, kernels: tuple[KernelReport, ...]) -> VerifyReport:
+    """The report with what emulating the kernels found."""
+    return replace(report, passed=report.passed and all(kernel.passed for kernel in kernels), kernels=kernels)
 
 
 def _severity(report: OutputReport) -> tuple[bool, float]:

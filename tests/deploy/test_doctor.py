@@ -23,6 +23,8 @@ _NAMES = [
     "NVRTC",
     "GPU",
     "C++ compiler",
+    "cuobjdump",
+    "nvdisasm",
     "trtexec",
     "disk space",
     "cache folder",

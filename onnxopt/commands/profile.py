@@ -1,0 +1,141 @@
+"""The command that measures a GPU: here, or by a folder that another machine runs."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from onnxopt.commands.options import Dtype, Settings, TargetName, cache_folder
+from onnxopt.errors import InputError, MissingError, VerificationError
+
+_Models = Annotated[
+    list[Path] | None,
+    typer.Argument(metavar="[MODEL]...", help="Models whose attention is checked and timed too.", show_default=False),
+]
+_Job = Annotated[
+    Path | None,
+    typer.Option("--job", metavar="DIR", help="Write a folder for a machine with a GPU; measure nothing here."),
+]
+_Import = Annotated[Path | None, typer.Option("--import", metavar="FILE", help="Add a job's results, or an export.")]
+_Export = Annotated[Path | None, typer.Option("--export", metavar="FILE", help="Write the records as lines of JSON.")]
+_Types = Annotated[list[Dtype] | None, typer.Option("--dtype", help="Types to measure (default: fp16).")]
+
+
+def profile(
+    ctx: typer.Context,
+    models: _Models = None,
+    target: TargetName = "auto",
+    dtype: _Types = None,
+    device: Annotated[int, typer.Option("--device", min=0, help="Which GPU of this machine.")] = 0,
+    job: _Job = None,
+    import_file: _Import = None,
+    export_file: _Export = None,
+) -> None:
+    """Measure tile times of the kernels on a GPU into the tuning records, which then correct the planner's model."""
+    from onnxopt.report.console import output_console
+    from onnxopt.target.tile_store import FILE_NAME, export_lines
+
+    settings: Settings = ctx.obj
+    store = cache_folder(settings) / FILE_NAME
+    if sum(option is not None for option in (job, import_file, export_file)) > 1:
+        raise InputError("--job, --import and --export are different uses; give one of them")
+    if export_file is not None:
+        output_console().print(f"{export_file}: {export_lines(store, export_file)} records", soft_wrap=True)
+        return
+    if import_file is not None:
+        _import(store, import_file)
+        return
+    elements = [item.value for item in dtype] if dtype else ["fp16"]
+    _measure(settings, models or [], target, elements, device, job, store)
+
+
+def _measure(
+    settings: Settings,
+    models: list[Path],
+    target: str,
+    elements: list[str],
+    device: int,
+    folder: Path | None,
+    store: Path,
+) -> None:
+    from onnxopt.measure.profiling import run_job
+    from onnxopt.report.console import output_console
+    from onnxopt.target.device import find_device
+
+    if folder is not None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder}: is there already and not empty; name a new folder with --job")
+        entries = _write_job(settings, models, target, elements, folder)
+        output_console().print(
+            f"{folder}: {entries} kernels to check and time; copy it to the machine with the GPU and run "
+            f"`python {folder.name}/run.py --out results.jsonl` there, then `onnxopt profile --import results.jsonl`",
+            soft_wrap=True,
+        )
+        return
+    found = find_device(device)
+    if found.device is None:
+        raise MissingError(
+            f"no GPU to measure on: {found.reason}; `onnxopt profile --job DIR --target sm_90` writes a folder that a "
+            "machine with one runs, `--import` adds what came out"
+        )
+    with tempfile.TemporaryDirectory(prefix="onnxopt-profile-") as place:
+        _write_job(settings, models, found.device.architecture, elements, Path(place, "job"))
+        results = Path(place, "results.jsonl")
+        code = run_job(Path(place, "job"), results, device)
+        if results.is_file():
+            _import(store, results)
+        if code:
+            raise VerificationError(
+                "some kernels failed on this GPU; see the lines above, and report them with the model"
+            )
+
+
+def _write_job(settings: Settings, models: list[Path], target: str, elements: list[str], folder: Path) -> int:
+    from typing import cast
+
+    from onnxopt.kernel_plans import KernelPlanner
+    from onnxopt.measure.job.build import Request, build_job
+    from onnxopt.measure.profiling import profile_requests
+    from onnxopt.measure.site_requests import site_requests, usable_requests
+    from onnxopt.report.console import print_error
+    from onnxopt.report.progress import reporting
+    from onnxopt.site_kernels import KernelBuild
+    from onnxopt.target import load_target
+    from onnxopt.target.variant import Element
+
+    chosen = load_target(target)
+    if chosen.is_cpu:
+        raise InputError("--job needs a GPU to plan for; name one with --target, for example --target sm_90")
+    gpu, types = chosen.need_gpu_profile(), cast(list[Element], elements)
+    with reporting(settings.verbose) as reporter:
+        reporter.stage("planning")
+        sites: list[Request] = []
+        skipped: list[tuple[str, str]] = []
+        for element in types:
+            planner = KernelPlanner.at(gpu, "time", cache_folder(settings), element)
+            of_models, left_out = site_requests(models, planner)
+            sites += of_models
+            skipped += left_out
+        requests = [*profile_requests(gpu, types), *sites]
+        build = KernelBuild(gpu, cache_folder(settings), partial(reporter.counting, "compiling kernels"))
+        requests, left_out = usable_requests(requests, build)
+        if not requests:
+            raise InputError(f"no kernel is left to measure; {left_out[0][0]}: {left_out[0][1]}")
+        build_job(folder, requests, [build.architecture], cache=cache_folder(settings))
+    for name, reason in (*skipped, *left_out):
+        print_error(f"left out: {name}: {reason}", "warning")
+    return len(requests)
+
+
+def _import(store: Path, file: Path) -> None:
+    from onnxopt.measure.profiling import import_results
+    from onnxopt.report.console import output_console, print_error
+
+    count, problems = import_results(store, file)
+    for number, reason in problems[:3]:
+        print_error(f"{file}, line {number} is left out: {reason}", "warning")
+    output_console().print(f"{store}: {count} records added", soft_wrap=True)

@@ -1,0 +1,168 @@
+"""The kernels of a package, run on the CPU: the PTX that lies in it, on the tables of its model.
+
+A package may come from anyone: its model is read with care, only files that agree with its manifest are used, and
+whatever a kernel does wrong is a finding, not the end of the run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxopt.deploy.manifest import checked_file, read_manifest
+from onnxopt.errors import InputError, MissingError, OnnxOptError
+from onnxopt.kernels.compilation import CompiledKernel
+from onnxopt.kernels.cubin import CubinError, kernel_figures
+from onnxopt.kernels.report import ReportError, ResourceReport, published_shared
+from onnxopt.kernels.source import attention_source, merge_source
+from onnxopt.lower.plugin_nodes import PluginNode, plugin_sites
+from onnxopt.model.files import read_file
+from onnxopt.model.read import read_model
+from onnxopt.package import PLUGIN
+from onnxopt.site_kernels import FOLDER, cubin_name, ptx_name
+from onnxopt.validate import PlanError, validate_attention_launch
+from onnxopt.verification.kernel_report import KernelReport
+from onnxopt.verification.kernels import ORDERS, PAIRS, check_attention, check_merge
+
+Progress = Callable[[int, int], None]
+"""Told how many kernels have been run, and of how many."""
+
+_MOST_CODE_BYTES = 64 << 20
+# Above this many elements of q, k, v and y together one batch element has to do.
+_ELEMENTS_FOR_TWO = 1 << 24
+_TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Operator:
+    """One operator of the model: the first node that uses it, the node that merges after it, and all its sites."""
+
+    node: PluginNode
+    merge: PluginNode | None
+    sites: tuple[str, ...]
+
+
+def verify_kernels(
+    package: Path,
+    *,
+    cache: Path | None = None,
+    pairs: int = PAIRS,
+    orders: Sequence[int] = ORDERS,
+    progress: Progress = lambda _, __: None,
+) -> tuple[KernelReport, ...]:
+    """Run the PTX of every operator in a package's ``model.onnx`` and judge it by the numeric rule.
+
+    ``cache`` is the folder for what the C++ compiler makes, ``pairs`` limits the scores that each run computes. Raises
+    InputError for a folder that is no intact package, or has no model or kernels in the plugin form; MissingError
+    without a C++ compiler.
+    """
+    listed = check_kernels(package)
+    operators = _operators(package)
+    reports: list[KernelReport] = []
+    for number, operator in enumerate(operators):
+        progress(number, len(operators))
+        reports.append(_checked(package, listed, operator, cache, pairs, orders))
+    progress(len(operators), len(operators))
+    return tuple(reports)
+
+
+def check_kernels(package: Path) -> set[str]:
+    """The files that a package lists; InputError for a folder that is none, or has no model in the plugin form."""
+    if not package.is_dir():
+        raise InputError(f"{package}: is no package; kernels are emulated from a folder that `onnxopt optimize` wrote")
+    listed = {entry.path for entry in read_manifest(package).files}
+    if PLUGIN not in listed:
+        raise InputError(
+            f"{package}: has no {PLUGIN} and so no kernels; optimize the model for a GPU with --form plugin or both"
+        )
+    return listed
+
+
+def _operators(package: Path) -> list[_Operator]:
+    """Every distinct operator of the model, in the order of the graph."""
+    found: dict[str, _Operator] = {}
+    for site in plugin_sites(read_model(checked_file(package, PLUGIN))):
+        pair = None if site.merge is None else (site.merge.kernel, site.merge.tables)
+        try:
+            validate_attention_launch(site.attention.kernel, site.attention.tables, pair)
+        except PlanError as error:
+            raise InputError(f"{package / PLUGIN}: {site.site}: {error}; optimize the original model again") from None
+        for node, merge in ((site.attention, site.merge), (site.merge, None)):
+            if node is not None:
+                known = found.get(node.operator)
+                sites = (*known.sites, site.site) if known else (site.site,)
+                found[node.operator] = _Operator(node, merge, sites)
+    return list(found.values())
+
+
+def _checked(
+    package: Path,
+    listed: set[str],
+    operator: _Operator,
+    cache: Path | None,
+    pairs: int,
+    orders: Sequence[int],
+) -> KernelReport:
+    node = operator.node
+    architecture = _architecture(package, listed, node.operator)
+    merging = node.configuration["operator"] == "MergeAttention"
+    batch = 2 if _elements(node.kernel, merging) <= _ELEMENTS_FOR_TWO else 1
+    unrun = KernelReport(node.operator, operator.sites, architecture, 0, batch, tuple(orders), ())
+    try:
+        compiled = _read(package, node, architecture, merging)
+        if merging:
+            merges = node.tables["merges"]
+            check = check_merge(compiled, node.kernel, merges, batch=batch, orders=orders, cache=cache)
+        else:
+            check = check_attention(
+                compiled, node.kernel, node.tables, batch=batch, pairs=pairs, orders=orders, cache=cache
+            )
+    except (InputError, MissingError):
+        raise
+    except (OnnxOptError, CubinError) as error:
+        return replace(unrun, problem=str(error))
+    return replace(unrun, jobs=check.jobs, judgements=check.judgements)
+
+
+def _architecture(package: Path, listed: set[str], operator: str) -> str:
+    """What an operator's machine code in the package is for."""
+    begin, end = f"{FOLDER}/{operator}.", ".cubin"
+    found = sorted(n.removeprefix(begin).removesuffix(end) for n in listed if n.startswith(begin) and n.endswith(end))
+    if not found or ptx_name(operator) not in listed:
+        raise InputError(
+            f"{package}: its manifest lists no kernel of the operator {operator}; optimize the original model again"
+        )
+    return found[0]
+
+
+def _read(package: Path, node: PluginNode, architecture: str, merging: bool) -> CompiledKernel:
+    """The kernel of an operator as the package has it.
+
+    Raises InputError where a file is not what the manifest says; :class:`CubinError` or ReportError where machine code
+    and PTX are not of one kernel.
+    """
+    source = merge_source(node.kernel) if merging else attention_source(node.kernel, resident=1)
+    files = (cubin_name(node.operator, architecture), ptx_name(node.operator))
+    cubin, text = (read_file(checked_file(package, name), _MOST_CODE_BYTES) for name in files)
+    try:
+        ptx = text.decode()
+    except UnicodeDecodeError:
+        raise ReportError(f"{files[1]} is no text") from None
+    target = _TARGET.search(ptx)
+    if target is None or target[1] != architecture:
+        raise ReportError(f"{files[1]} is for {target[1] if target else 'nothing'}, expected {architecture}")
+    figures = kernel_figures(cubin, source.entry, architecture)
+    report = ResourceReport(
+        dynamic_shared=published_shared(ptx, source.entry), spill_stores=0, spill_loads=0, **figures
+    )
+    return CompiledKernel(source, architecture, cubin, ptx, report, "")
+
+
+def _elements(kernel: Mapping[str, Any], merging: bool) -> int:
+    """Elements of the model's tensors and of partial results that one batch element has."""
+    tensors: int = sum(kernel[name][0] for name in ("y" if merging else "qkvy"))
+    partial: int = kernel["slots"] * kernel["value_width"]
+    return tensors + partial
