@@ -10,6 +10,7 @@ from string import Template
 from onnxopt.emulate.context import Context, variable_name
 from onnxopt.emulate.errors import EmulationError
 from onnxopt.emulate.opcode import Code, Collective, Emission, Typed, WarpgroupMma
+from onnxopt.emulate.operands import OperandRegisters
 from onnxopt.emulate.ptx import Immediate, Instruction, Operand, Register, Sink, Symbol, Vector
 from onnxopt.emulate.rules import CPP_TYPES
 
@@ -23,6 +24,8 @@ class Shared:
     functions: list[tuple[str, str]] = field(default_factory=list)
     """(C++ function, type of its call) in the order of their first use; their place is their number."""
     counters: list[str] = field(default_factory=list)
+    operands: int = 0
+    """Registers of wgmma.mma_async so far."""
 
     def function(self, name: str, call: str) -> str:
         """The name under which the kernel's translation unit knows a warp-wide function."""
@@ -46,6 +49,8 @@ class Emitter:
         self._labels = labels
         self._on_line: dict[int, int] = {}
         self._site = 0
+        self._operands = OperandRegisters(context.function.body, shared.operands)
+        shared.operands = self._operands.end
         self._branches = {targets.name: targets.labels for targets in context.function.branch_targets}
 
     def instruction(
@@ -57,6 +62,7 @@ class Emitter:
         self._on_line[instruction.line] = number + 1
         self._site = instruction.line | (number % 256 << 24)
         text = self._control(instruction, place) if emission is None else self._ordinary(instruction, emission)
+        text = self._operands.accesses(instruction, emission, place, self._site) + text
         if settle:
             text += "".join(f" resolve(t, {variable_name(name)});" for name in settle)
         if instruction.predicate is None:
@@ -129,11 +135,12 @@ class Emitter:
         issue = (
             f"{self._site}u, {function}, {len(accumulators)}, {len(fragments)}, {descriptor}, "
             f"{self._context.read(Typed(mma.b, 'b64'), line)}, {self._context.read(Typed(mma.scale_d, 'pred'), line)}, "
-            f"{{{numbers}}}, {self._shared.counter('wgmma')}"
+            f"{{{numbers}}}, {self._shared.counter('wgmma')}, registers_"
         )
         back = " ".join(f"{name} = d_[{index}];" for index, name in enumerate(accumulators))
         return (
-            f"{{ const WarpgroupIssue issue_{{{issue}}}; uint32_t d_[] = {{{', '.join(accumulators)}}}; "
+            f"{{ static const uint16_t registers_[] = {{{self._operands.numbers(mma)}}}; "
+            f"const WarpgroupIssue issue_{{{issue}}}; uint32_t d_[] = {{{', '.join(accumulators)}}}; "
             f"const uint32_t a_[] = {{{', '.join(fragments) or '0'}}}; warpgroup_mma(t, issue_, d_, a_); {back} }}"
         )
 

@@ -21,6 +21,10 @@ inline T settled(Thread& t, uint32_t line, T value) {
     }
     return value;
 }
+inline void touch(Thread& t, uint32_t number) {
+    t.touched[number / 64] |= uint64_t{1} << (number % 64);
+    t.touched_words |= uint64_t{1} << (number / 64);
+}
 inline void resolve(Thread& t, uint32_t& value) {
     if (in_flight(value)) value = resolve_accumulator(t, value);
 }

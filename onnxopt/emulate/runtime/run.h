@@ -115,9 +115,7 @@ inline void prepare_block(Run& run) {
         warp.block = &block;
         warp.number = i;
         warp.present = warp.exited = warp.ready = warp.meeting_count = 0;
-        warp.issued = warp.completed = 0;
-        warp.groups.clear();
-        warp.register_fence = false;
+        reset_warpgroup(warp);
     }
     prepare_fibers(run);
 }
@@ -126,6 +124,7 @@ inline void run_block(Run& run) {
     prepare_block(run);
     Fiber* first = next_fiber(run.block);
     switch_stack(&run.main_stack, first->stack_pointer);
+    if (!run.failure->happened) check_ends(run);
 }
 
 inline void run_grid(Run& run, const Request& request) {

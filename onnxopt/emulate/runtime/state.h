@@ -88,6 +88,24 @@ struct WarpgroupOperation {
 
 constexpr uint32_t kOperations = 512;  // in flight per warp
 
+// A wgmma instruction as every warp of a warpgroup has to execute it; descriptors are those of wgmma.mma_async.
+struct WarpgroupStep {
+    uint32_t line;
+    bool scale_d;
+    uint64_t a_descriptor;
+    uint64_t b_descriptor;
+};
+
+// What a register of wgmma.mma_async was last: an accumulator of `d_words` after so many fences, a fragment of an
+// operation that is in flight until so many are complete.
+struct RegisterUse {
+    uint32_t fences;
+    uint32_t d_words;
+    uint32_t fragment_until;
+};
+
+enum class Reading : uint8_t { undecided, late, at_issue };
+
 // Lanes that wait for each other at one collective.
 struct Meeting {
     uint32_t line;
@@ -105,10 +123,16 @@ struct Warp {
     Meeting meetings[32];
     uint32_t meeting_count;
     std::vector<WarpgroupOperation> operations;
+    // Operations so far: those issued, of these carried out, of these waited for.
     uint32_t issued;
+    uint32_t executed;
     uint32_t completed;
     std::vector<uint32_t> groups;
-    bool register_fence;
+    Reading reading;  // of the group that is being issued
+    uint32_t fences;
+    std::vector<RegisterUse> uses;  // by the register's number
+    uint32_t steps;
+    std::vector<WarpgroupStep> log;  // in the first warp of a warpgroup: the steps of that which is ahead
 };
 
 struct Barrier {

@@ -81,12 +81,15 @@ struct WarpgroupIssue {
     bool scale_d;
     int32_t immediates[6];
     uint32_t counter;
+    const uint16_t* registers;  // the numbers of D's and then of A's
 };
 void warpgroup_mma(Thread& t, const WarpgroupIssue& issue, uint32_t* d, const uint32_t* a);
 void warpgroup_fence(Thread& t, uint32_t line);
 void warpgroup_commit(Thread& t, uint32_t line);
 void warpgroup_wait(Thread& t, uint32_t line, uint32_t pending);
 uint32_t resolve_accumulator(Thread& t, uint32_t place);
+// The thread is about to overwrite a register that is a fragment of A somewhere.
+void check_fragment(Thread& t, uint32_t line, uint32_t number);
 
 void yield(Thread& t);
 void check_registers(Thread& t, uint32_t line, uint32_t count);

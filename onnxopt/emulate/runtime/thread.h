@@ -33,12 +33,18 @@ struct Launch {
     uint64_t clock;  // Reads of a clock register so far: time that only moves when it is looked at.
 };
 
+// Registers of wgmma.mma_async whose accesses by a thread are noted; what a program has beyond them is not checked.
+constexpr uint32_t kTouchable = 4096;
+
 struct Thread {
     uint32_t position[3];
     uint32_t index;
     uint32_t lane;
     Launch* launch;
     Warp* warp;
+    // Registers of wgmma.mma_async touched since the last wgmma.fence, and which of the words have any.
+    uint64_t touched[kTouchable / 64];
+    uint64_t touched_words;
 };
 
 // Special registers that are more than a field.
