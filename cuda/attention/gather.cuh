@@ -12,7 +12,7 @@ template <int kStride_, int kVectorWidth, int kCount_ = kVectorWidth>
 struct Channels {
     static constexpr int kStride = kStride_;
     static constexpr int kCount = kCount_;
-    // Every vector is whole 16-byte chunks, each at a multiple of 16 bytes; its parts begin at multiples of 16 channels.
+    // Every vector is whole 16-byte chunks, each at a multiple of 16 bytes; parts begin at multiples of 16 channels.
     static constexpr bool kWholeChunks = TensorLayout{0, kStride}.whole_chunks(kVectorWidth);
 };
 using QueryChannels = Channels<kQ.stride, kWidth>;
@@ -38,7 +38,8 @@ DEVICE uint4 gathered_chunk(const T* vector, int first, bool present) {
 #pragma unroll
     for (int i = 0; i < kElements; ++i) {
         const bool inside = present && first + i < Channels::kCount;
-        elements[i] = inside ? __ldg(vector + static_cast<ptrdiff_t>(first + i) * Channels::kStride) : converted<T>(0.f);
+        const T* element = vector + static_cast<ptrdiff_t>(first + i) * Channels::kStride;
+        elements[i] = inside ? __ldg(element) : converted<T>(0.f);
     }
     return reinterpret_cast<const uint4&>(elements);
 }

@@ -19,7 +19,10 @@ struct WeighedColumn {
 // Read anew each time, since keeping those of a tile takes more registers than there are.
 DEVICE WeighedColumn load_weighed_column(unsigned shared) {
     WeighedColumn column;
-    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(column.column), "=f"(column.weight) : "r"(shared) : "memory");
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(column.column), "=f"(column.weight)
+                 : "r"(shared)
+                 : "memory");
     return column;
 }
 
@@ -31,9 +34,13 @@ using ValueTile = Tile<kWidth, sizeof(T) == 2 ? Access::whole_chunks : Access::e
 // Where everything lies, in bytes from the begin of shared memory; the row block holds the queries, then the results.
 struct KeyTilesLayout {
     static constexpr int kLists = 1 + kOwnValues + kWeights;
+    // At most so much do the masks and lists of the smallest shape take.
+    static constexpr int kSmallLists = 576;
 
     int keys, values, masks, weights, lists, end;
     int key_stage, value_stage, mask_stage, weight_stage, list;
+    // A tile's values take the place of its keys.
+    bool taking_turns;
 
     // Lists run ahead of the tiles by `lead` and must not overwrite what is still read: one slot a stage, two at least.
     static constexpr int lead(Shape shape) { return larger(shape.stages - 1, 1); }
@@ -48,7 +55,13 @@ struct KeyTilesLayout {
         layout.list = 4 * shape.keys;
         layout.keys = shape.rows * larger(kPaddedWidth, value_width) * static_cast<int>(sizeof(T));
         layout.values = layout.keys + shape.stages * layout.key_stage;
-        layout.masks = layout.values + shape.stages * layout.value_stage;
+        const int tiles_end = layout.values + shape.stages * layout.value_stage;
+        // The smallest shape is to fit what a block gets without asking for more, of all but the widest vectors.
+        const bool smallest = shape.rows == 16 && shape.keys == 16 && shape.stages == 1;
+        layout.taking_turns = smallest && tiles_end + kSmallLists > 48 << 10;
+        if (layout.taking_turns) layout.values = layout.keys;
+        layout.masks =
+            layout.taking_turns ? layout.keys + larger(layout.key_stage, layout.value_stage) : tiles_end;
         layout.weights = layout.masks + shape.stages * layout.mask_stage;
         layout.lists = layout.weights + shape.stages * layout.weight_stage;
         layout.end = layout.lists + slots(shape) * kLists * layout.list;
@@ -66,7 +79,8 @@ public:
 
     DEVICE KeyTiles(const Operands& operands, const Job& job, unsigned char* shared)
         : operands_(operands), job_(job), shared_(shared), base_(shared_address(shared)),
-          k_(held(operands.k + job.k_shift)), v_(held(operands.v + job.v_shift)), count_(ceil_div(job.key_count, kShape.keys)), ahead_(load_tile_line(operands, job.tile_begin)) {}
+          k_(held(operands.k + job.k_shift)), v_(held(operands.v + job.v_shift)),
+          count_(ceil_div(job.key_count, kShape.keys)), ahead_(load_tile_line(operands, job.tile_begin)) {}
 
     DEVICE int count() const { return count_; }
     DEVICE int keys_in(int tile) const { return min(kShape.keys, job_.key_count - tile * kShape.keys); }
@@ -91,6 +105,19 @@ public:
     DEVICE void wait() const {
         wait_copies<larger(kShape.stages - 2, 0)>();
         __syncthreads();
+    }
+
+    // Between the two products of a tile, by the whole block: where values have no place of their own, they come now.
+    DEVICE void turn_to_values(int tile) const {
+        if constexpr (kLayout.taking_turns) {
+            __syncthreads();
+            const int first = tile * kShape.keys;
+            const int* entries = kOwnValues ? operands_.values + job_.value_begin : operands_.keys + job_.key_begin;
+            gather_values(tile, GlobalEntries{entries + first}, round_up(keys_in(tile), kKeyGranule), threadIdx.x);
+            commit_copies();
+            wait_copies<0>();
+            __syncthreads();
+        }
     }
 
     // While `tile` is computed: starts the tile that takes the place of the last one computed.
@@ -122,15 +149,14 @@ private:
     // `entries(piece, tile, list)` gives the entries of a tile: those that begin at `piece` in global memory.
     template <class Entries>
     DEVICE void fill(int tile, const Entries& entries) {
-        const int thread = threadIdx.x;
+        const int thread = renewed(threadIdx.x);
         if (tile < count_) {
             const int first = tile * kShape.keys;
             const int count = round_up(keys_in(tile), kKeyGranule);
             const auto own = entries(operands_.keys + job_.key_begin + first, tile, 0);
             const auto other = kOwnValues ? entries(operands_.values + job_.value_begin + first, tile, 1) : own;
             gather<KeyChannels, KeyTile, kShape.keys, kThreads>(keys(tile), k_, own, count, thread);
-            gather<ValueChannels, ValueTile<kValueTileWidth>, kShape.keys, kThreads>(values(tile), v_, other, count,
-                                                                                     thread);
+            if constexpr (!kLayout.taking_turns) gather_values(tile, other, count, thread);
             if constexpr (kWeights) {
                 fill_weights(tile, entries(operands_.columns + job_.key_begin + first, tile, 1 + kOwnValues), count);
             }
@@ -145,6 +171,12 @@ private:
         }
         fetch_lists(tile + KeyTilesLayout::lead(kShape));
         commit_copies();
+    }
+
+    template <class Entries>
+    DEVICE void gather_values(int tile, const Entries& entries, int count, int thread) const {
+        gather<ValueChannels, ValueTile<kValueTileWidth>, kShape.keys, kThreads>(values(tile), v_, entries, count,
+                                                                                 thread);
     }
 
     template <class Entries>

@@ -57,14 +57,22 @@ DEVICE void lane_score_product(float (&scores)[kGranules][kBlocks][4], unsigned 
     }
 }
 
-// sums += weights * values, for the first `blocks` blocks of 8 keys; the weights are used up. A key's weights are with
-// one of the four lanes of a row; all lanes read the same 32 bytes of its value at a time. Weights move up a block at a
-// time, so that the loop need not be unrolled although registers have no numbers.
-template <class Tile, int kGranules, int kKeyBlocks, int kBlocks>
+// sums += weights * values, for the first `blocks` of kKeyBlocks blocks of 8 keys; `weight` as in weight_rows. A key's
+// weights are with one of the four lanes of a row; all lanes read the same 32 bytes of its value at a time. Weights
+// move up a block at a time, so that the loop need not be unrolled although registers have no numbers.
+template <class Tile, int kKeyBlocks, int kGranules, int kBlocks, class Weight>
 DEVICE void lane_value_product(float (&sums)[kGranules][kBlocks][4], unsigned tile, int lane, int blocks,
-                               float (&weights)[kGranules][kKeyBlocks][4]) {
+                               const Weight& weight) {
+    float weights[kGranules][kKeyBlocks][4];
+#pragma unroll
+    for (int i = 0; i < 4 * kGranules * kKeyBlocks; ++i) {
+        const int granule = i / (4 * kKeyBlocks), block = i / 4 % kKeyBlocks;
+        weights[granule][block][i % 4] = weight(granule, block, i % 4);
+    }
 #pragma unroll 1
     for (int block = 0; block < blocks; ++block) {
+        // A pair of channels is half a chunk; turning leaves pairs of chunks together.
+        const unsigned keys = tile + Tile::bytes(8 * block) + lane % 4 * 8;
 #pragma unroll
         for (int key = 0; key < 8; ++key) {
             float of_key[kGranules][2];
@@ -74,9 +82,7 @@ DEVICE void lane_value_product(float (&sums)[kGranules][kBlocks][4], unsigned ti
             }
 #pragma unroll
             for (int channels = 0; channels < kBlocks; ++channels) {
-                const int channel = 8 * channels + 2 * (lane % 4);
-                const unsigned place = Tile::offset(8 * block + key, channel / 4) + channel % 4 * 4;
-                const float2 value = load_two_floats(tile + place);
+                const float2 value = load_two_floats(keys + Tile::offset(key, 2 * channels));
 #pragma unroll
                 for (int i = 0; i < 2 * kGranules; ++i) {
                     float(&sum)[4] = sums[i / 2][channels];

@@ -34,10 +34,10 @@ struct MaskRows {
         return word[element / 2][block / 4] >> (8 * (block % 4) + element % 2) & 1;
     }
 
-    // From here on the compiler decides anew who is needed, instead of keeping a register for each pair until then.
-    DEVICE void forget() {
-#pragma unroll
-        for (int i = 0; i < 2 * kWords; ++i) asm volatile("" : "+r"(word[i / kWords][i % kWords]));
+    // 1 where the pair is needed, else 0. Multiplied, not chosen: the compiler would choose together with the scores,
+    // long before, and keep a register for each pair.
+    DEVICE float one(int block, int element) const {
+        return __uint_as_float((word[element / 2][block / 4] >> (8 * (block % 4) + element % 2) & 1) * 0x3f800000u);
     }
 };
 
@@ -82,19 +82,22 @@ DEVICE float2 load_pair(const __nv_bfloat16* pair) {
 template <int kColumns, int kBlocks>
 DEVICE void add_bias(float (&scores)[kBlocks][4], float factor, const T* tile, int row, int word,
                      int blocks = kBlocks) {
+    if (tile == nullptr) {
+#pragma unroll
+        for (int i = 0; i < 4 * kBlocks; ++i) scores[i / 4][i % 4] *= factor;
+        return;
+    }
+    // One address, so that each load has its place in its instruction.
+    const T* pairs = held(tile + row * kColumns + 2 * word);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            if (block >= blocks) continue;
-            float& first = scores[block][2 * half];
-            float& second = scores[block][2 * half + 1];
-            first *= factor;
-            second *= factor;
-            if (tile != nullptr) {
-                const float2 bias = load_pair(tile + (row + 8 * half) * kColumns + 8 * block + 2 * word);
-                first = fmaf(bias.x, kLog2E, first);
-                second = fmaf(bias.y, kLog2E, second);
+            if (block < blocks) {
+                float(&own)[4] = scores[block];
+                const float2 bias = load_pair(pairs + 8 * half * kColumns + 8 * block);
+                own[2 * half] = fmaf(own[2 * half], factor, bias.x * kLog2E);
+                own[2 * half + 1] = fmaf(own[2 * half + 1], factor, bias.y * kLog2E);
             }
         }
     }

@@ -11,13 +11,16 @@ constexpr int kGranule = 16;
 // sm_75 multiplies fp32 in the ordinary lanes.
 constexpr bool kLaneProducts = __CUDA_ARCH__ < 800 && !kHalfPrecision<kElement>;
 
-// The queries of a warp's granules, 16 * kWarps rows apart: in registers where they are few, else read again for every
-// tile.
+constexpr int kMostQueryRegisters = 32;
+
+// The queries of a warp's granules, 16 * kWarps rows apart: in registers where they are few and nothing else needs
+// these, else read again for every tile.
 template <int kGranules>
 class Queries {
 public:
     static constexpr int kSteps = kPaddedWidth * static_cast<int>(sizeof(T)) / kStepBytes;
-    static constexpr bool kStay = !kLaneProducts && 4 * kGranules * kSteps <= (kWeights ? 16 : 32);
+    static constexpr int kRegisters = 4 * kGranules * kSteps;
+    static constexpr bool kStay = !kLaneProducts && !kWeights && kRegisters <= kMostQueryRegisters;
 
     // `tile` holds the queries of the strip, this warp's `granules` from `row` on.
     DEVICE void begin(unsigned tile, int row, int granules, int lane) {
@@ -36,7 +39,13 @@ public:
 
     DEVICE Rows operator()(int granule, int step) const {
         if constexpr (kStay) {
-            return rows_[granule][step];
+            Rows rows = rows_[granule][step];
+            // Else the compiler splits all of fp32's queries once, into twice as many registers.
+            if constexpr (kElement == Element::fp32) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) rows.word[i] = renewed(rows.word[i]);
+            }
+            return rows;
         } else {
             return load(granule, step);
         }
@@ -127,16 +136,17 @@ DEVICE void score_product(float (&scores)[kGranules][kBlocks][4], const Queries<
 
 // A granule of queries' weights of the keys of one depth of the second product: 16 keys of 16-bit elements, of others
 // 8. The sums of the first product lie as its operand does, if of 8 keys of 32 bits the even ones come first.
-template <int kBlocks>
-DEVICE Operand<kElement, 4> weight_rows(const float (&weights)[kBlocks][4], int depth) {
+// `weight(granule, block, i)` is number i of what a lane has of a block of 8 keys.
+template <class Weight>
+DEVICE Operand<kElement, 4> weight_rows(const Weight& weight, int granule, int depth) {
     Rows rows;
     if constexpr (kHalfPrecision<kElement>) {
         const auto pair = [&](int block, int i) {
-            return packed<kElement>(weights[block][i], weights[block][i + 1]);
+            return packed<kElement>(weight(granule, block, i), weight(granule, block, i + 1));
         };
         rows = {{pair(2 * depth, 0), pair(2 * depth, 2), pair(2 * depth + 1, 0), pair(2 * depth + 1, 2)}};
     } else {
-        const auto word = [&](int i) { return __float_as_uint(weights[depth][i]); };
+        const auto word = [&](int i) { return __float_as_uint(weight(granule, depth, i)); };
         rows = {{word(0), word(2), word(1), word(3)}};
     }
     return prepared<kElement>(rows);
@@ -175,31 +185,53 @@ private:
     Cursor<Tile> cursor_;
 };
 
-// sums += weights * values
-template <class Tile, int kGranules, int kKeyBlocks, int kBlocks, class Extent>
-DEVICE void value_product(float (&sums)[kGranules][kBlocks][4], unsigned tile, int lane, const Extent& extent,
-                          const float (&weights)[kGranules][kKeyBlocks][4]) {
+// Sums of values: what each key's value is multiplied with, and where the products go. `weight` as in weight_rows.
+template <int kGranules, int kBlocks, class Weight>
+struct WeightedSum {
+    float (&sums)[kGranules][kBlocks][4];
+    const Weight& weight;
+    Operand<kElement, 4> operands[kGranules];
+
+    template <class Extent>
+    DEVICE void prepare(int depth, const Extent& extent) {
+#pragma unroll
+        for (int i = 0; i < kGranules; ++i) {
+            if (extent.queries(i)) operands[i] = weight_rows(weight, i, depth);
+        }
+    }
+
+    template <class Extent>
+    DEVICE void add(int channels, const Operand<kElement, 2>& first, const Operand<kElement, 2>& second,
+                    const Extent& extent) {
+#pragma unroll
+        for (int i = 0; i < kGranules; ++i) {
+            if (extent.queries(i)) {
+                multiply<kElement>(sums[i][2 * channels], operands[i], first);
+                multiply<kElement>(sums[i][2 * channels + 1], operands[i], second);
+            }
+        }
+    }
+};
+template <int kGranules, int kBlocks, class Weight>
+DEVICE WeightedSum<kGranules, kBlocks, Weight> weighted_sum(float (&sums)[kGranules][kBlocks][4],
+                                                            const Weight& weight) {
+    return {sums, weight, {}};
+}
+
+// Adds the values of a tile of kKeys to each of the weighted sums, reading them once.
+template <class Tile, int kKeys, class Extent, class... WeightedSums>
+DEVICE void value_product(unsigned tile, int lane, const Extent& extent, WeightedSums... to) {
     using Values = ValueColumns<Tile>;
     const Values values(tile, lane);
 #pragma unroll
-    for (int depth = 0; depth < 8 * kKeyBlocks / Values::kDepth; ++depth) {
+    for (int depth = 0; depth < kKeys / Values::kDepth; ++depth) {
         if (extent.keys(depth * Values::kDepth / kGranule)) {
-            Operand<kElement, 4> operands[kGranules];
+            (to.prepare(depth, extent), ...);
 #pragma unroll
-            for (int i = 0; i < kGranules; ++i) {
-                if (extent.queries(i)) operands[i] = weight_rows(weights[i], depth);
-            }
-#pragma unroll
-            for (int channels = 0; channels < kBlocks / 2; ++channels) {
+            for (int channels = 0; channels < Tile::kWidth / 16; ++channels) {
                 const ColumnPair pair = values(depth, channels);
                 const auto first = prepared<kElement>(pair.first), second = prepared<kElement>(pair.second);
-#pragma unroll
-                for (int i = 0; i < kGranules; ++i) {
-                    if (extent.queries(i)) {
-                        multiply<kElement>(sums[i][2 * channels], operands[i], first);
-                        multiply<kElement>(sums[i][2 * channels + 1], operands[i], second);
-                    }
-                }
+                (to.add(channels, first, second, extent), ...);
             }
         }
     }

@@ -14,11 +14,37 @@ namespace attention {
 
 constexpr int mma_shared_bytes(Shape shape) { return KeyTilesLayout::of(shape, kPaddedValueWidth).end; }
 
+constexpr int mma_granules(Shape shape) { return shape.rows / (kGranule * kWarps); }
+
+// The registers that the launch leaves a thread.
+constexpr int mma_registers() {
+    constexpr int kRegisters = 65536 / (kThreads * RESIDENT) / 8 * 8;
+    return kRegisters < 255 ? kRegisters : 255;
+}
+
+// Those that are left for sums beside run-time weights. This and the limits below are what the compiler was seen to
+// take; granules of one warp are computed side by side, which costs it more than twice what one does.
+constexpr int mma_spare_registers(Shape shape) {
+    const int granules = mma_granules(shape), marks = 2 * granules * (1 + mask_words(shape.keys));
+    return mma_registers() - (80 + 24 * granules) - marks - granules * shape.keys / 2;
+}
+
+// Whether whole tiles have code of their own, without a branch for each granule. The compiler overlaps more there, for
+// which biases and run-time weights do not always leave it the registers.
+constexpr bool mma_whole_tiles(Shape shape) {
+    const int granules = mma_granules(shape);
+    const int sums = granules * (shape.keys + kPaddedValueWidth) / 2, queries = Queries<1>::kRegisters * granules;
+    const int left = mma_registers() - sums - (queries > kMostQueryRegisters ? 0 : queries);
+    if (kLaneProducts) return false;
+    if (kWeights) return mma_spare_registers(shape) >= 48 * granules - 24;
+    return !kBiases || left > 40 + shape.keys * shape.keys / 200;
+}
+
 // The part of a strip that gives `ValueChannels` of its results.
 template <int kNumber, class ValueChannels>
 class MmaStrip {
     static constexpr Shape kShape = kShapes[kNumber];
-    static constexpr int kGranules = kShape.rows / (kGranule * kWarps);
+    static constexpr int kGranules = mma_granules(kShape);
     static constexpr int kKeyBlocks = kShape.keys / 8;
     static constexpr int kValueWidth16 = round_up(ValueChannels::kCount, 16);
     static constexpr int kValueBlocks = kValueWidth16 / 8;
@@ -52,21 +78,21 @@ public:
             row_block_, operands_.q + job_.q_shift, GlobalEntries{operands_.rows + job_.row_begin},
             round_up(job_.row_count, kGranule), threadIdx.x);
         tiles_.start();
-        TileLine line = tiles_.line(0);
         tiles_.wait();
         queries_.begin(row_block_, row_of(0), granules_, lane_);
         for (int tile = 0;;) {
-            const bool last = tile + 1 == tiles_.count();
-            const TileLine next = tiles_.line(last ? tile : tile + 1);
+            // Needed only behind the first product.
+            const TileLine line = tiles_.line(tile);
             tiles_.refill_before(tile);
             const int keys = tiles_.keys_in(tile);
-            if (!kLaneProducts && granules_ == kGranules && keys > kShape.keys - Tiles::kKeyGranule) {
+            if (mma_whole_tiles(kShape) && granules_ == kGranules && keys > kShape.keys - Tiles::kKeyGranule) {
                 compute_tile(tile, line, keys, All{});
             } else if (granules_ > 0) {
                 compute_tile(tile, line, keys, Some{granules_, ceil_div(keys, Tiles::kKeyGranule)});
+            } else {
+                tiles_.turn_to_values(tile);
             }
-            if (last) break;
-            line = next;
+            if (tile + 1 == tiles_.count()) break;
             tiles_.refill_after(tile++);
             tiles_.wait();
         }
@@ -79,12 +105,14 @@ private:
 
     template <class Extent>
     DEVICE void compute_tile(int tile, TileLine line, int keys, const Extent& extent) {
+        lane_ = renewed(lane_);
         Scores scores = {};
         if constexpr (kLaneProducts) {
             lane_score_product(scores, row_block_, row_of(0), kWarps * kGranule, tiles_.keys(tile), lane_, extent);
         } else {
             score_product(scores, queries_, tiles_.keys(tile), lane_, extent);
         }
+        tiles_.turn_to_values(tile);
         MaskRows<kShape.keys> needed[kGranules];
 #pragma unroll
         for (int i = 0; i < kGranules; ++i) {
@@ -92,17 +120,18 @@ private:
                 softmax(scores[i], i, tile, line, keys, extent, needed[i]);
             }
         }
-        multiply_values(sums_, tile, extent, scores);
-        if constexpr (kWeights) {
-            Scores ones;
-#pragma unroll
-            for (int i = 0; i < kGranules; ++i) needed[i].forget();
-#pragma unroll
-            for (int i = 0; i < 4 * kGranules * kKeyBlocks; ++i) {
-                const int granule = i / (4 * kKeyBlocks), block = i / 4 % kKeyBlocks;
-                ones[granule][block][i % 4] = needed[granule].needed(block, i % 4) ? 1.f : 0.f;
-            }
-            multiply_values(counted_, tile, extent, ones);
+        const auto weight = [&](int i, int block, int element) { return scores[i][block][element]; };
+        const auto one = [&](int i, int block, int element) { return needed[i].one(block, element); };
+        const unsigned values = tiles_.values(tile);
+        if constexpr (kLaneProducts) {
+            const int blocks = extent.blocks(kKeyBlocks);
+            lane_value_product<Values, kKeyBlocks>(sums_, values, lane_, blocks, weight);
+            if constexpr (kWeights) lane_value_product<Values, kKeyBlocks>(counted_, values, lane_, blocks, one);
+        } else if constexpr (kWeights) {
+            value_product<Values, kShape.keys>(values, lane_, extent, weighted_sum(sums_, weight),
+                                               weighted_sum(counted_, one));
+        } else {
+            value_product<Values, kShape.keys>(values, lane_, extent, weighted_sum(sums_, weight));
         }
     }
 
@@ -138,15 +167,6 @@ private:
         }
 #pragma unroll
         for (int i = 0; i < 4 * kValueBlocks; ++i) sums_[granule][i / 4][i % 4] *= rescale[i % 4 / 2];
-    }
-
-    template <class Extent>
-    DEVICE void multiply_values(Sums& sums, int tile, const Extent& extent, Scores& weights) {
-        if constexpr (kLaneProducts) {
-            lane_value_product<Values>(sums, tiles_.values(tile), lane_, extent.blocks(kKeyBlocks), weights);
-        } else {
-            value_product<Values>(sums, tiles_.values(tile), lane_, extent, weights);
-        }
     }
 
     // Results take the place of the warp's own queries, which nobody else reads, if both are equally wide.
@@ -212,17 +232,12 @@ private:
     int diagonal_[kWeights ? kGranules : 1][2];
 };
 
-// Run-time weights sum up the values twice. Where the registers that the launch leaves a thread do not hold both sums,
-// the channels are computed in parts, one after the other, each with all the keys.
+// Run-time weights sum up the values twice. Where registers do not hold both sums, the channels are computed in parts,
+// one after the other, each with all the keys.
 constexpr int mma_value_part(Shape shape) {
-    constexpr int kRegisters = 65536 / (kThreads * RESIDENT) / 8 * 8;
-    constexpr int kOther = 96;
-    const int granules = shape.rows / (kGranule * kWarps);
-    const int marks = 2 * granules * (1 + mask_words(shape.keys));
-    const int scores = granules * shape.keys / 2, queries = 16;
-    const int left = (kRegisters < 255 ? kRegisters : 255) - kOther - marks - scores - queries;
-    const int fitting = larger(left / granules / 16 * 16, 16);
-    return !kWeights || fitting > kValueWidth ? kValueWidth : fitting;
+    const int channels = mma_spare_registers(shape) / mma_granules(shape) / 16 * 16;
+    const int parts = kWeights ? ceil_div(kValueWidth, larger(channels, 16)) : 1;
+    return parts == 1 ? kValueWidth : round_up(ceil_div(kValueWidth, parts), 16);
 }
 
 template <int kNumber>

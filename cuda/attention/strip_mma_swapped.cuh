@@ -78,8 +78,8 @@ struct SwappedStrip {
         commit_copies();
     }
 
-    // Keys and values of a granule are groups of their own, and half a slot is filled again as soon as it has been read:
-    // behind the group that is waited for there are always so many others.
+    // Keys and values of a granule are groups of their own, and half a slot is filled again as soon as it has been
+    // read: behind the group that is waited for there are always so many others.
     DEVICE static void wait_oldest() {
         wait_copies<2 * kSlots - 1>();
         __syncwarp();

@@ -32,7 +32,8 @@ class WgmmaRows {
     using Results = ResultTile<>;
 
 public:
-    using Tiles = WgmmaTiles<kShape, kGroupBytes * (kStrip.rows / 64), kPaddedValueWidth, kHalf>;
+    // Run-time weights have no halves.
+    using Tiles = WgmmaTiles<kShape, kGroupBytes * (kStrip.rows / 64), kPaddedValueWidth, kWeights ? kKeys : kHalf>;
 
     DEVICE WgmmaRows(const Operands& operands, const Job& job, const Tiles& tiles, unsigned shared, Turns turns)
         : operands_(operands),
@@ -86,7 +87,7 @@ private:
     template <int kColumns>
     DEVICE void first_tile() {
         float scores[kColumns / 8][4];
-        turns_.wait(0);
+        turns_.wait(true);
         start_scores(scores, 0);
         turns_.pass(tiles_.count() == 1);
         const TileMarks<kKeys> marks = tile_marks(0);
@@ -101,7 +102,7 @@ private:
     template <int kColumns>
     DEVICE void next_tile(int tile) {
         float scores[kColumns / 8][4];
-        turns_.wait(tile);
+        turns_.wait(false);
         start_scores(scores, tile);
         start_sums<kKeys>(tile - 1);
         turns_.pass(tile == tiles_.count() - 1);
@@ -239,8 +240,8 @@ private:
         marks.apply(scores, scale_);
     }
 
-    // Sums times a factor of each row, to where the tables send them. Rows of the strip keep their numbers in the tile of
-    // results, which therefore begins before those of this warpgroup.
+    // Sums times a factor of each row, to where the tables send them. Rows of the strip keep their numbers in the tile
+    // of results, which therefore begins before those of this warpgroup.
     DEVICE void store(const float (&factor)[2]) const {
         const unsigned results = place_ - 64 * turns_.group * Results::kPitch;
         // Queries of other warps may stand there, until their last products are done.
@@ -285,10 +286,10 @@ DEVICE void compute_wgmma(const Operands& operands, const Job& job, unsigned cha
     if (threadIdx.x == 0) tiles.ring.initialize(4 * groups);
     __syncthreads();
     if (group == kGroups) {
-        become_producer();
+        become_producer<false>();
         tiles.produce();
     } else {
-        become_consumer();
+        become_consumer<false>();
         // Nobody waits for a warpgroup whose rows are all padding.
         if (group < groups) Rows(operands, job, tiles, shared_address(shared), Turns{group, groups}).compute();
     }

@@ -1,5 +1,5 @@
-// What applies to the pairs of a granule of keys beside their scores: masks, biases and run-time weights. A lane has two
-// keys, and two queries of every block of eight.
+// What applies to the pairs of a granule of keys beside their scores: masks, biases and run-time weights. A lane has
+// two keys, and two queries of every block of eight.
 #pragma once
 
 #include "attention/mask.cuh"

@@ -152,7 +152,8 @@ private:
             const int slot = row < job.row_count ? partial_slot(operands, job, row) : -1;
             if (slot < 0 || channel >= kValueWidth) return;
             if constexpr (kValueWidth % 4 == 0) {
-                *reinterpret_cast<float4*>(operands.partial + static_cast<ptrdiff_t>(slot) * kValueWidth + channel) = sum;
+                float* place = operands.partial + static_cast<ptrdiff_t>(slot) * kValueWidth + channel;
+                *reinterpret_cast<float4*>(place) = sum;
             } else {
                 store_partial_pair(operands, slot, channel, sum.x, sum.y);
                 store_partial_pair(operands, slot, channel + 2, sum.z, sum.w);

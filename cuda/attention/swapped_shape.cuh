@@ -63,9 +63,10 @@ struct SwappedShape {
     static constexpr int kDepth = kPaddedWidth / 16;
     static constexpr int kChannels = kPaddedValueWidth / 16;
 
-    // Blocks whose scores a warp has at once: with more, copies by way of registers and the sums would not fit.
+    // Blocks whose scores a warp has at once: fewer where copies by way of registers, or run-time weights, and the sums
+    // would otherwise not fit.
     static constexpr int kSumRegisters = 4 * kBlocks * kChannels;
-    static constexpr int kMostBlocks = !kAsynchronousCopies && kSumRegisters >= 128 ? 2 : 4;
+    static constexpr int kMostBlocks = (!kAsynchronousCopies || kWeights) && kSumRegisters >= 128 ? 2 : 4;
     static constexpr int kGroup = ceil_div(kBlocks, ceil_div(kBlocks, kMostBlocks));
     static constexpr int kGroups = kBlocks / kGroup;
 
@@ -74,7 +75,8 @@ struct SwappedShape {
     static constexpr int kOtherRegisters = kSumRegisters + 6 * kBlocks + 4 * kGroup + 72;
     static constexpr bool kHold = kHeldRegisters + kOtherRegisters <= kThreadRegisters;
 
-    static_assert(sizeof(T) == 2, "swapped shapes take fp16 and bf16: only 16-bit weights can be turned over");
+    static_assert(!kOf.swapped || sizeof(T) == 2,
+                  "swapped shapes take fp16 and bf16: only 16-bit weights can be turned over");
     static_assert(kOf.keys == 16 * kWarps * kGranules && kRows % 8 == 0, "whole granules for every warp");
     static_assert(kGroups * kGroup == kBlocks, "groups of equally many blocks");
 };

@@ -49,8 +49,9 @@ struct SwappedSums {
         }
     }
 
-    // Raises the bases of the blocks from `first` on to their largest scores. Most blocks have none above their base once
-    // a few granules have passed. No slack is left where one has: the largest weight is 1, which rounding leaves alone.
+    // Raises the bases of the blocks from `first` on to their largest scores. Most blocks have none above their base
+    // once a few granules have passed. Where one has, no slack is left: the largest weight is 1, which rounding leaves
+    // as it is.
     DEVICE void follow_maxima(const float (&scores)[kGroup][4], float factor, int first, int blocks) {
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {

@@ -11,14 +11,15 @@ namespace attention {
 template <int kColumns>
 class TileMarks {
 public:
-    DEVICE TileMarks(const Operands& operands, const Job& job, int tile, int row, int limit, int lane)
-        : row_(row), word_(lane % 4) {
+    DEVICE TileMarks(const Operands& operands, const Job& job, int tile, int row, int limit, int lane) {
         const TileLine line = load_tile_line(operands, job.tile_begin + tile);
-        bias_ = line.bias < 0 ? nullptr : operands.biases + line.bias;
+        const int word = lane % 4;
+        // At the lane's own place, so that all that it reads lies at constant distances.
+        bias_ = line.bias < 0 ? nullptr : operands.biases + (line.bias + row * kColumns + 2 * word);
         masked_ = line.mask >= 0 || limit < kColumns;
         if (masked_) {
-            const int* mask = line.mask < 0 ? nullptr : operands.masks + line.mask;
-            mask_ = load_mask_rows<kColumns>(reinterpret_cast<const unsigned*>(mask), row, limit, word_);
+            const int* mask = line.mask < 0 ? nullptr : operands.masks + (line.mask + row * mask_words(kColumns));
+            mask_ = load_mask_rows<kColumns>(reinterpret_cast<const unsigned*>(mask), 0, limit, word);
         }
     }
 
@@ -26,7 +27,7 @@ public:
     template <int kBlocks>
     DEVICE void apply(float (&scores)[kBlocks][4], ScoreScale scale) const {
         if constexpr (kBiases) {
-            add_bias<kColumns>(scores, scale.negative ? -scale.unit : scale.unit, bias_, row_, word_);
+            add_bias<kColumns>(scores, scale.negative ? -scale.unit : scale.unit, bias_, 0, 0);
         } else if (scale.negative) {
 #pragma unroll
             for (int i = 0; i < 4 * kBlocks; ++i) scores[i / 4][i % 4] = -scores[i / 4][i % 4];
@@ -36,7 +37,6 @@ public:
 
 private:
     const T* bias_;
-    int row_, word_;
     bool masked_;
     MaskRows<kColumns> mask_;
 };

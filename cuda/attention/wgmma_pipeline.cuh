@@ -1,5 +1,5 @@
-// How the warpgroups of a wgmma strip work together: one producer, the last of the block, fills a ring of shared memory,
-// and consumers take their turns at the matrix unit.
+// How the warpgroups of a wgmma strip work together: one producer, the last of the block, fills a ring of shared
+// memory, and consumers take their turns at the matrix unit.
 #pragma once
 
 #include "attention/config.cuh"
@@ -13,21 +13,31 @@ constexpr int kGroups = kWarps / 4;
 
 // Registers that a thread has when the block starts: an even share of the multiprocessor's.
 constexpr int kStartRegisters = 65536 / (RESIDENT * kThreads) / 8 * 8;
-constexpr int kProducerRegisters = kGroups == 3 ? 32 : 40;
-constexpr int kConsumerRegisters =
-    (kStartRegisters * (kGroups + 1) - kProducerRegisters) / larger(kGroups, 1) / 8 * 8;
-// Shared out anew only where the even share is short; 255 is all that a thread can name.
-constexpr bool kShareRegisters = kStartRegisters < 240;
 
+// Found by compiling: what the producer needs, less only where the consumers' sums leave it no choice.
+constexpr bool kCopiesChunks = kK.whole_chunks(kWidth) && kV.whole_chunks(kValueWidth);
+template <bool kSwapped>
+constexpr int kProducerRegisters = !kCopiesChunks                                       ? 56
+                                   : kGroups == 3                                       ? 32
+                                   : kSwapped || kWeights || kPaddedValueWidth <= 192 ? 40
+                                                                                        : 24;
+template <bool kSwapped>
+constexpr int kConsumerRegisters =
+    (kStartRegisters * (kGroups + 1) - kProducerRegisters<kSwapped>) / larger(kGroups, 1) / 8 * 8;
+
+// The producer gives up what it does not need, and consumers share it. A thread can name 255, so with 240 from the
+// start nothing is to be gained.
+template <bool kSwapped>
+constexpr bool kShareRegisters = kStartRegisters < 240 && kProducerRegisters<kSwapped> < kStartRegisters;
+
+template <bool kSwapped>
 DEVICE void become_producer() {
-    if constexpr (kShareRegisters) {
-        give_registers<kProducerRegisters>();
-    }
+    if constexpr (kShareRegisters<kSwapped>) give_registers<kProducerRegisters<kSwapped>>();
 }
+template <bool kSwapped>
 DEVICE void become_consumer() {
-    if constexpr (kShareRegisters) {
-        take_registers<(kConsumerRegisters < 240 ? kConsumerRegisters : 240)>();
-    }
+    constexpr int kShare = kConsumerRegisters<kSwapped>;
+    if constexpr (kShareRegisters<kSwapped>) take_registers<(kShare < 240 ? kShare : 240)>();
 }
 
 // Where tiles begin in shared memory: a multiple of every pattern in which their chunks are exchanged.
@@ -42,12 +52,12 @@ DEVICE NamedBarrier consumer_barrier() { return {1 + 2 * kGroups, kGroups * kWar
 struct Turns {
     int group, groups;
 
-    DEVICE void wait(int turn) const {
-        if (groups > 1 && group + turn > 0) turn_barrier(group).wait();
+    DEVICE void wait(bool first) const {
+        if (kGroups > 1 && groups > 1 && !(first && group == 0)) turn_barrier(group).wait();
     }
     DEVICE void pass(bool last) const {
         const int next = group + 1 == groups ? 0 : group + 1;
-        if (groups > 1 && !(last && next == 0)) turn_barrier(next).arrive();
+        if (kGroups > 1 && groups > 1 && !(last && next == 0)) turn_barrier(next).arrive();
     }
 };
 

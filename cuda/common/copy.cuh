@@ -17,6 +17,13 @@ DEVICE Element* held(Element* pointer) {
     return pointer;
 }
 
+// A value that the compiler takes for a new one each time, so that what follows from it is computed where it is needed,
+// instead of once, in front of a loop that has no registers to spare for it.
+DEVICE int renewed(int value) {
+    asm volatile("" : "+r"(value));
+    return value;
+}
+
 DEVICE void store_chunk(unsigned shared, uint4 chunk) {
     asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(chunk.x), "r"(chunk.y), "r"(chunk.z),
                  "r"(chunk.w)

@@ -44,6 +44,10 @@ DEVICE void pin(float (&sums)[kBlocks][4]) {
     }
 }
 
+DEVICE void store_word(unsigned shared, unsigned word) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared), "r"(word) : "memory");
+}
+
 // How a matrix of 16-bit elements lies in shared memory for wgmma: blocks of kBlock columns one after the other, each
 // a column of rows of kPitch bytes. Read along its columns it is K-major, read across it is MN-major: keys and values
 // lie alike.
