@@ -21,6 +21,7 @@ from onnxopt.plan.roofline import (
     EXPONENTIAL_SHARE,
     LOAD_LATENCY_CYCLES,
     REGISTER_ESTIMATE,
+    SMALL_SHARED_BYTES,
     STEP_LANE_OPS,
     TILE_CYCLES,
     WGMMA_TILE_CYCLES,
@@ -55,6 +56,8 @@ _SECTOR_BYTES = 32
 
 # Registers of a thread beside its fragments: addresses, row maxima and sums, loop counters.
 _BASE_REGISTERS = 44
+# With queries on the M side of mma there are also the bit rows and biases of the tile.
+_TILE_REGISTERS = 4
 _SPLIT_REGISTERS = 16
 # Queries stay in registers up to this many of a thread, else they are read from shared memory for every tile.
 _QUERY_REGISTERS = 32
@@ -298,9 +301,21 @@ class _Shape:
         v = self.variant
         row_block = max(v.rows * self.d, v.rows * self.dv)
         tiles = v.stages * v.keys * (self.d + self.dv)
+        smallest = (v.path, v.rows, v.keys, v.stages, v.swapped) == ("mma", 16, 16, 1, False)
+        if smallest and self.bytes * (row_block + tiles) + self._list_bytes() > SMALL_SHARED_BYTES:
+            # Its values take the place of the keys, so that it fits a block's small share.
+            tiles = v.keys * max(self.d, self.dv)
         weights = v.rows * v.keys if v.swapped and v.path == "wgmma" else 0
-        lists = v.stages * (v.rows * v.keys // 8 + 4 * v.keys)
-        return Resources(self._registers(), self.bytes * (row_block + tiles + weights) + lists, v.threads)
+        return Resources(self._registers(), self.bytes * (row_block + tiles + weights) + self._list_bytes(), v.threads)
+
+    def _list_bytes(self) -> int:
+        """Bit rows of the tiles in flight, and the lists that run ahead of them, as if the site had all of them."""
+        v = self.variant
+        if v.swapped or v.path == "wgmma":
+            return v.stages * (v.rows * v.keys // 8 + 4 * v.keys)
+        masks = 4 * v.rows * -(-v.keys // 32)
+        # Keys, values and columns of run-time weights; then each key's column again, with its weight.
+        return v.stages * (masks + 8 * v.keys) + max(v.stages, 2) * 3 * 4 * v.keys
 
     def _registers(self) -> int:
         v = self.variant
@@ -317,7 +332,8 @@ class _Shape:
         queries = self.query_registers if self.query_registers <= _QUERY_REGISTERS else 8
         lane_rows = v.rows / 32 if v.swapped else v.rows / v.warps / 32
         scores = v.keys / v.warps * v.rows / 32 if v.swapped else lane_rows * v.keys
-        return _up(lane_rows * self.dv + scores * (1 + words) + queries + extra)
+        tile = 0 if v.swapped else _TILE_REGISTERS
+        return _up(lane_rows * self.dv + scores * (1 + words) + queries + extra + tile)
 
     def table(self, rate: Rates, rows: np.ndarray, masked: bool) -> TileTable:
         """The parts of a strip's time for each number of rows."""
@@ -384,9 +400,11 @@ class _Shape:
 @lru_cache(maxsize=32)
 def _candidates(architecture: str, element: Element) -> tuple[AttentionVariant, ...]:
     """Every shape that the kernel's source could be compiled in; which are worth it depends on the head size."""
-    result = list(_mma_candidates(2 if architecture == "sm_75" else 3))
+    # Swapped, the weights are turned over by an instruction for 16-bit numbers.
+    halves = element in ("fp16", "bf16")
+    result = [v for v in _mma_candidates(2 if architecture == "sm_75" else 3) if halves or not v.swapped]
     # wgmma reads 32-bit operands in one layout only, which the values do not have.
-    if architecture == "sm_90" and element in ("fp16", "bf16"):
+    if architecture == "sm_90" and halves:
         result += _wgmma_candidates()
     return tuple(result)
 

@@ -127,8 +127,8 @@ BUGS = (
         "tile released before its values are used",
         "wgmma",
         _WGMMA,
-        "tiles_.ring.release(2 * tile - 1);",
-        "tiles_.ring.release(2 * tile + 1);",
+        "        wait_for_products<0>();\n        pin(sums_);\n        tiles_.ring.release(2 * tile - 1);",
+        "        tiles_.ring.release(2 * tile - 1);\n        wait_for_products<0>();\n        pin(sums_);",
     ),
     Bug(
         "sums are not scaled down",
