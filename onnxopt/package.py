@@ -52,8 +52,8 @@ def portable_model(folder: Path, purpose: str) -> Path:
     """
     if read_manifest(folder).entry(PORTABLE) is None and read_manifest(folder).entry(PLUGIN) is not None:
         raise InputError(
-            f"{folder}: has only {PLUGIN}, whose operators are plugins; {purpose} needs {PORTABLE}: optimize the "
-            "model again with --form both"
+            f"{folder}: has only {PLUGIN}, the plugin form; {purpose} needs {PORTABLE}: optimize the original model "
+            "with --form both"
         )
     return checked_file(folder, PORTABLE)
 

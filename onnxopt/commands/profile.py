@@ -62,13 +62,13 @@ def _measure(
     folder: Path | None,
     store: Path,
 ) -> None:
+    from onnxopt.measure.job.build import check_new_folder
     from onnxopt.measure.profiling import run_job
     from onnxopt.report.console import output_console
     from onnxopt.target.device import find_device
 
     if folder is not None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise InputError(f"{folder}: is there already and not empty; name a new folder with --job")
+        check_new_folder(folder)
         entries = _write_job(settings, models, target, elements, folder)
         output_console().print(
             f"{folder}: {entries} kernels to check and time; copy it to the machine with the GPU and run "

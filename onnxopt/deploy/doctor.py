@@ -54,7 +54,7 @@ def examine(cache: Path | None = None) -> list[Check]:
         _package("onnx", "reading and writing models", "pip install 'onnx>=1.21'"),
         _package("onnxruntime", "verifying, and measuring on the CPU", "pip install onnxruntime"),
         _package("tensorrt_rtx", "building engines without a GPU", "pip install 'onnxopt[rtx]'"),
-        _package("tensorrt", "building TensorRT engines with plugins", "pip install 'onnxopt[tensorrt]'"),
+        _package("tensorrt", "TensorRT engines: a later version", "pip install 'onnxopt[tensorrt]'"),
         _package("cuda.bindings", "compiling kernels, and finding a GPU", "pip install 'cuda-bindings>=13.0,<13.1'"),
         _nvrtc(),
         _gpu(),

@@ -141,7 +141,7 @@ def _capability(arch: str) -> str:
     if arch not in ARCHITECTURES:
         raise InputError(
             f"TensorRT-RTX does not build engines for '{arch}'; allowed: {', '.join(ARCHITECTURES)}. "
-            "Choose one of them as the target, or the engine 'tensorrt'"
+            "Choose one of them as the target"
         )
     return arch.replace("_", "").upper()
 

@@ -23,6 +23,9 @@ from onnxopt.emulate.ptx import (
 
 _MODULUS = 1 << 64
 
+# Kernels have a few ten thousand; a file from elsewhere may say anything.
+_MOST_REGISTERS = 1_000_000
+
 
 class BodyParser:
     """Reads `{ ... }`. Names of inner scopes get a number behind them, so that every name is unique afterwards."""
@@ -123,6 +126,8 @@ class BodyParser:
             if cursor.accept("<"):
                 count = cursor.integer()
                 cursor.expect(">")
+                if count > _MOST_REGISTERS:
+                    cursor.fail(f"{count:,} registers of one name are more than a compiler makes ({_MOST_REGISTERS:,})")
                 for index in range(count):
                     self.registers[self._declare(f"{name}{index}")] = kind
             else:

@@ -6,9 +6,11 @@ import ctypes
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -66,6 +68,11 @@ def _compiler() -> str:
     return path
 
 
+def require_compiler() -> None:
+    """MissingError where there is no compiler, before any other work is done."""
+    _compiler()
+
+
 @lru_cache(maxsize=1)
 def _compiler_version() -> str:
     words = [_compiler(), "-dumpfullversion", "-dumpmachine"]
@@ -116,10 +123,20 @@ def _link(objects: tuple[bytes, ...]) -> bytes:
 
 
 def _run(words: list[str], folder: Path) -> None:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    # A group of its own, and its temporary files in ours: whatever ends this process, nothing of the compiler stays.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    with subprocess.Popen(
+        words, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as done:
+        try:
+            _, said = done.communicate()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(done.pid, signal.SIGKILL)
+            raise
     if done.returncode:
         raise OnnxOptError(
-            f"the C++ compiler failed on an emulated kernel ({' '.join(words)}):\n{done.stderr[-4000:]}\n"
+            f"the C++ compiler failed on an emulated kernel ({' '.join(words)}):\n{said[-4000:]}\n"
             "this is a fault of onnxopt; please report it with the PTX"
         )
 

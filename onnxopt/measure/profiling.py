@@ -97,12 +97,20 @@ def import_results(store: Path, file: Path) -> tuple[int, list[tuple[int, str]]]
     """
     records, problems = records_in(file)
     count = add_records(store, records) if records else 0
+    if not records and _is_results(file):
+        raise InputError(f"{file}: these results of a job hold no tile times; a dry run and sites of models have none")
     if not records:
         count, problems = import_lines(store, file)
     if not count:
         said = f"; line {problems[0][0]}: {problems[0][1]}" if problems else ""
         raise InputError(f"{file}: no tuning record that can be used{said}; name the results of a job, or an export")
     return count, problems
+
+
+def _is_results(file: Path) -> bool:
+    """Whether a file's first line is a job's result rather than a record."""
+    first = read_file(file, _MOST_RESULT_BYTES).split(b"\n", 1)[0]
+    return bool(first.strip()) and "passed" in json.loads(first)
 
 
 def run_job(folder: Path, results: Path, device: int = 0) -> int:

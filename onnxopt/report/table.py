@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxopt.decide import SiteReport
+from onnxopt.deploy.rtx import ARCHITECTURES as RTX_ARCHITECTURES
 from onnxopt.discover.refusal import Refusal
 from onnxopt.package import RTX_ENGINE
 from onnxopt.report.console import printable
@@ -226,9 +227,11 @@ def _of(result: OptimizeResult, name: str, model: WrittenModel) -> str:
 
 def _next_step(result: OptimizeResult) -> str:
     name, target = shlex.quote(str(result.package)), result.inspection.target
+    if any((result.package / FOLDER).glob("*")) and result.engine is None:
+        return f"run its kernels on the CPU: onnxopt verify {shlex.quote(str(result.inspection.path))} {name} --kernels"
     if all(model.form == "plugin" for model in result.models):
-        return "for an engine without plugins, optimize again with --form both"
-    if not target.is_cpu and result.engine is None:
+        return "see with `onnxopt inspect` why no site became an operator with a kernel"
+    if target.architecture in RTX_ARCHITECTURES and result.engine is None:
         return f"build its engine: onnxopt build {name}"
     if target.is_cpu and result.rewritten:
         return f"time it beside the original: onnxopt bench {name}"

@@ -42,7 +42,7 @@ def stored_records(path: Path) -> tuple[TileRecord, ...]:
     """The usable records in the order of their keys; none where there is no such file, or a damaged one (a warning)."""
     records, problems = checked_store(path)
     for number, reason in problems[:3]:
-        _log.warning("%s, record %d is left out: %s", path, number, reason)
+        _log.warning("%s%s: %s", path, f", record {number} is left out" if number else "", reason)
     return records
 
 
@@ -93,8 +93,16 @@ def import_lines(path: Path, lines: Path) -> tuple[int, list[tuple[int, str]]]:
 
 
 def export_lines(path: Path, lines: Path) -> int:
-    """Write all usable records as lines; how many. Raises InputError where the file cannot be written."""
-    records = stored_records(path)
+    """Write all usable records as lines; how many.
+
+    Raises InputError where there are none, or the file cannot be written.
+    """
+    records, problems = checked_store(path)
+    if not records:
+        said = f": {problems[0][1]}" if problems else ""
+        raise InputError(f"{path}: no measured tile times to export{said}; `onnxopt profile` measures them")
+    for number, reason in problems[:3]:
+        _log.warning("%s, record %d is left out: %s", path, number, reason)
     write_tile_records(lines, records)
     return len(records)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.deploy.manifest import checked_file, read_manifest
+from onnxopt.emulate.build import require_compiler
 from onnxopt.errors import InputError, MissingError, OnnxOptError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.cubin import CubinError, kernel_figures
@@ -70,7 +71,10 @@ def verify_kernels(
 
 
 def check_kernels(package: Path) -> set[str]:
-    """The files that a package lists; InputError for a folder that is none, or has no model in the plugin form."""
+    """The files that a package lists.
+
+    Raises InputError for a folder that is none, or has no model in the plugin form, MissingError without a compiler.
+    """
     if not package.is_dir():
         raise InputError(f"{package}: is no package; kernels are emulated from a folder that `onnxopt optimize` wrote")
     listed = {entry.path for entry in read_manifest(package).files}
@@ -78,6 +82,7 @@ def check_kernels(package: Path) -> set[str]:
         raise InputError(
             f"{package}: has no {PLUGIN} and so no kernels; optimize the model for a GPU with --form plugin or both"
         )
+    require_compiler()
     return listed
 
 

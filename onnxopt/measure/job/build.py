@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 import onnxopt
+from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.launch import MERGE_WARPS
 from onnxopt.kernels.pool import Progress, compile_kernels
@@ -73,17 +75,35 @@ def build_job(
     The first architecture's PTX travels too, for GPUs newer than all of them and for the dry run. Raises the compiler's
     errors; InputError where a configuration is not supported.
     """
+    check_new_folder(folder)
     sources = [_sources(request) for request in requests]
     wanted = [(source, arch) for own in sources for source in own for arch in architectures]
     compiled = dict(zip(wanted, compile_kernels(wanted, cache, workers, progress), strict=True))
+    kernels = [[[compiled[source, arch] for arch in architectures] for source in own] for own in sources]
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".job.") as draft:
+            job = _written(Path(draft, "job"), requests, kernels)
+            Path(draft, "job").replace(folder)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the job {folder}: {error.strerror or error}; free space or choose another place"
+        ) from error
+    return replace(job, folder=folder)
+
+
+def check_new_folder(folder: Path) -> None:
+    """InputError where a job could not be put in place: something stands there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is there already and not empty; name a new folder")
+
+
+def _written(folder: Path, requests: Sequence[Request], kernels: Sequence[Sequence[Sequence[CompiledKernel]]]) -> Job:
     for name in ("tables", "kernels"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    entries = [
-        _entry(folder, request, [[compiled[source, arch] for arch in architectures] for source in own])
-        for request, own in zip(requests, sources, strict=True)
-    ]
-    first = next(iter(compiled.values()), None)
-    versions = {"onnxopt": onnxopt.__version__, "nvrtc": first.compiler if first else "", "numpy": version("numpy")}
+        (folder / name).mkdir(parents=True)
+    entries = [_entry(folder, request, own) for request, own in zip(requests, kernels, strict=True)]
+    compiler = kernels[0][0][0].compiler if kernels else ""
+    versions = {"onnxopt": onnxopt.__version__, "nvrtc": compiler, "numpy": version("numpy")}
     job = Job(folder, versions, tuple(entries))
     write_job(job)
     carry_modules(folder)

@@ -13,6 +13,7 @@ import datetime
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -37,6 +38,8 @@ _SEED = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a job; 0 if every entry passed, 1 if one did not, 4 where there is no GPU."""
     options = _parser().parse_args(arguments)
+    # What the process keeps for itself goes with it then, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         job = read_job(Path(options.folder))
         if options.entries is not None:
@@ -46,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 device.release()
             return 0
         return _run_all(job, options)
+    except KeyboardInterrupt:
+        kept = f"; results so far are in {options.out}" if options.out else ""
+        print(f"interrupted{kept}", file=sys.stderr)
+        return 128 + signal.SIGINT
     except OnnxOptError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
