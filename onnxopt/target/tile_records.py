@@ -1,4 +1,4 @@
-"""Measured times of single tiles of our kernels on a GPU, kept in a file so that a plan is a function of the records.
+"""Measured times of single tiles of our kernels on a GPU, as lines that one machine gives to another.
 
 One JSON object per line. The file is untrusted: every line is checked field by field, and a damaged one is left out
 with a warning.
@@ -20,7 +20,6 @@ from onnxopt.model.files import atomic_write, read_file
 from onnxopt.target.architecture import ARCHITECTURES
 from onnxopt.target.variant import Element, Resources
 
-FILE_NAME = "tuning-gpu.jsonl"
 SCHEMA = "onnxopt.tile-record/2"
 MAX_FILE_BYTES = 64 << 20
 MAX_LINE_BYTES = 2048
@@ -111,18 +110,6 @@ def write_tile_records(path: Path, records: Iterable[TileRecord]) -> None:
     Raises ValueError for a record that could not be read back, InputError where the file cannot be written.
     """
     _write(path, b"".join(map(format_tile_record, records)))
-
-
-def append_tile_records(path: Path, records: Iterable[TileRecord]) -> None:
-    """Add records to a file, which is made where it is missing; its lines stay as they are, damaged ones too.
-
-    The file is replaced as a whole, so of two processes that add at the same moment one loses its records. Raises
-    ValueError for a record that could not be read back, InputError where the file cannot be read or written.
-    """
-    before = read_file(path, MAX_FILE_BYTES) if path.exists() else b""
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    _write(path, before + b"".join(map(format_tile_record, records)))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -24,30 +24,10 @@ from onnxopt.measure.site_requests import usable_requests
 from onnxopt.site_kernels import KernelBuild
 from onnxopt.target import load_target
 from onnxopt.target.device import DeviceSearch
-from onnxopt.target.tile_records import SCHEMA, TileRecord
+from onnxopt.target.tile_records import SCHEMA
 from onnxopt.target.tile_store import FILE_NAME, add_records, stored_records
 from samples import build as sample
-
-RECORD = TileRecord(
-    kind="attention",
-    gpu="NVIDIA H200",
-    architecture="sm_90",
-    element="fp16",
-    variant="mma 16x32 w1 s2",
-    widths=(8, 8),
-    extent=(16, 64),
-    masked=False,
-    resident=16,
-    microseconds=2.5,
-    threads=32,
-    registers=90,
-    shared_bytes=6144,
-    driver="13.0",
-    nvrtc="nvrtc 13.0.88",
-    source="0123456789abcdef",
-    clock_hz=1.8e9,
-    date="2026-11-20",
-)
+from tests.target.records import RECORD
 
 
 @pytest.fixture

@@ -13,35 +13,14 @@ import pytest
 from onnxopt.errors import InputError
 from onnxopt.target import tile_records
 from onnxopt.target.tile_records import (
-    TileRecord,
-    append_tile_records,
     format_tile_record,
     parse_tile_record,
     read_tile_records,
     write_tile_records,
 )
 from onnxopt.target.variant import Resources
+from tests.target.records import RECORD
 
-RECORD = TileRecord(
-    kind="attention",
-    gpu="NVIDIA H200",
-    architecture="sm_90",
-    element="fp16",
-    variant="mma 64x64 w4 s2",
-    widths=(64, 64),
-    extent=(64, 640),
-    masked=True,
-    resident=3,
-    microseconds=12.5,
-    threads=128,
-    registers=168,
-    shared_bytes=41984,
-    driver="580.1",
-    nvrtc="13.0.88",
-    source="0123456789abcdef",
-    clock_hz=1.83e9,
-    date="2026-11-20",
-)
 CONV = replace(RECORD, kind="conv", variant="mma 64x32x128 w4 s3", widths=(9,), extent=(60, 20), masked=False)
 
 
@@ -50,10 +29,6 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert read_tile_records(path) == ()
     write_tile_records(path, [RECORD, CONV])
     assert read_tile_records(path) == (RECORD, CONV)
-    append_tile_records(path, [CONV])
-    assert read_tile_records(path) == (RECORD, CONV, CONV)
-    append_tile_records(tmp_path / "new.jsonl", [RECORD])
-    assert read_tile_records(tmp_path / "new.jsonl") == (RECORD,)
 
 
 def test_equal_records_are_equal_bytes(tmp_path: Path) -> None:
@@ -75,14 +50,6 @@ def test_damaged_lines_are_a_warning_and_the_rest_counts(tmp_path: Path, caplog:
         assert read_tile_records(path) == (RECORD, CONV)
     assert "line 2 is left out: it is not JSON" in caplog.text
     assert "3 more lines are left out" in caplog.text
-
-
-def test_adding_to_a_damaged_file_keeps_its_lines(tmp_path: Path) -> None:
-    path = tmp_path / "tiles.jsonl"
-    path.write_bytes(b'{"half a line')
-    append_tile_records(path, [RECORD])
-    assert path.read_bytes() == b'{"half a line\n' + format_tile_record(RECORD)
-    assert read_tile_records(path) == (RECORD,)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +112,7 @@ def test_a_file_that_is_too_large_is_not_read_or_made(
     before = path.read_bytes()
     monkeypatch.setattr(tile_records, "MAX_FILE_BYTES", len(before))
     with pytest.raises(InputError, match="delete the file"):
-        append_tile_records(path, [RECORD])
+        write_tile_records(path, [RECORD, CONV])
     assert path.read_bytes() == before
     monkeypatch.setattr(tile_records, "MAX_FILE_BYTES", len(before) - 1)
     with caplog.at_level(logging.WARNING):
