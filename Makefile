@@ -48,8 +48,10 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.portable_cpu
 
 # Everything that waits for a GPU: kernels against float64, tile times into the tuning records, our attention beside
-# PyTorch's where it is installed. RESULTS receives the figures.
+# PyTorch's where it is installed, and MODELS as a whole, for which HOST needs PyTorch, NumPy and cuda-bindings.
+# RESULTS receives the figures.
 RESULTS ?= build/gpu-results
+HOST ?= $(BIN)/python
 gpu: $(READY)
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m pytest -q -rs tests/gpu
@@ -58,15 +60,24 @@ gpu: $(READY)
 	rm -rf build/gpu-job
 	$(BIN)/python -m benchmarks.attention_gpu_job build/gpu-job $(MODELS) --target auto
 	$(BIN)/python benchmarks/attention_gpu.py build/gpu-job --out $(RESULTS)/attention.jsonl
+ifdef MODELS
+	rm -rf build/gpu-models
+	$(BIN)/python -m benchmarks.whole_model_gpu_job $(MODELS) --out build/gpu-models --target auto
+	$(HOST) build/gpu-models/whole_model.py --out $(RESULTS)/whole_models.jsonl
+endif
 
 # The same for a GPU in another machine (TARGET names it), which then needs NumPy and cuda-bindings only. There:
 #   python build/gpu-job/tiles/run.py --out tiles.jsonl; python build/gpu-job/attention_gpu.py build/gpu-job/sites
+# and, where MODELS were named and PyTorch is installed: python build/gpu-job/models/whole_model.py
 TARGET ?= sm_90
 gpu-job: $(READY)
 	rm -rf build/gpu-job
 	$(BIN)/onnxopt profile --target $(TARGET) --job build/gpu-job/tiles
 	$(BIN)/python -m benchmarks.attention_gpu_job build/gpu-job/sites $(MODELS) --target $(TARGET)
 	cp benchmarks/attention_gpu.py benchmarks/attention_gpu_peers.py build/gpu-job/
+ifdef MODELS
+	$(BIN)/python -m benchmarks.whole_model_gpu_job $(MODELS) --out build/gpu-job/models --target $(TARGET)
+endif
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -105,8 +105,12 @@ class Gpu:
 
     def run(self, launches: Sequence[Launch]) -> None:
         for launch in launches:
-            self._launch(launch)
+            self._launch(launch, self.stream)
         self._call("cuStreamSynchronize", self.stream)
+
+    def enqueue(self, launch: Launch, stream: int) -> None:
+        """Put a kernel into a stream of someone else's, which may be captured once the kernel ran a first time."""
+        self._launch(launch, stream)
 
     def microseconds(self, launches: Sequence[Launch], replays: int) -> list[float] | None:
         graph = self._graph(launches)
@@ -130,18 +134,18 @@ class Gpu:
             self._function(launch)
         self._call("cuStreamBeginCapture", self.stream, mode)
         for launch in launches:
-            self._launch(launch)
+            self._launch(launch, self.stream)
         captured = self._call("cuStreamEndCapture", self.stream)
         graph = self._call("cuGraphInstantiate", captured, 0)
         self._call("cuGraphDestroy", captured)
         return graph
 
-    def _launch(self, launch: Launch) -> None:
+    def _launch(self, launch: Launch, stream: Any) -> None:
         values = tuple(launch.arguments)
         types = tuple(_ctype(value) for value in values)
         plain = tuple(int(value) for value in values)
         sizes = (launch.grid, 1, 1, launch.block, 1, 1, launch.shared_bytes)
-        self._call("cuLaunchKernel", self._function(launch), *sizes, self.stream, (plain, types), 0)
+        self._call("cuLaunchKernel", self._function(launch), *sizes, stream, (plain, types), 0)
 
     def _function(self, launch: Launch) -> Any:
         key = (launch.code, launch.entry)

@@ -1,0 +1,64 @@
+"""What a whole-model job says about a model: its verdict, and its times as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def concluded(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with its verdict; versions that are not ours may fail without failing ours."""
+    problems = [
+        f"{name}: {check['problem']}"
+        for checks in ("checks", "replay_checks")
+        for name, check in result.get(checks, {}).items()
+        if name in ("original", "ours") and not check["passed"]
+    ]
+    result["passed"] = not problems
+    if problems:
+        result["problem"] = problems[0]
+    return result
+
+
+def shown(result: Mapping[str, Any]) -> str:
+    """A model as a few lines of text."""
+    sites = result.get("sites", {})
+    head = f"{result['name']}: "
+    if not result["passed"]:
+        return f"{head}FAILED: {result['problem']}"
+    lines = [head + rewritten(sites)]
+    for name, check in result["checks"].items():
+        error = f", error {check['max_error']:.2g}" if "max_error" in check else ""
+        lines.append(f"  {name}: {result['launches'][name]['operators']} operators{error}" + _failed(check))
+    for state in ("warm", "cold"):
+        own = {name: values[state]["median_us"] for name, values in result.get("times", {}).items()}
+        if own:
+            lines.append(f"  {state} cache: " + ", ".join(f"{name} {us:.1f} us" for name, us in own.items()))
+            lines.append("    " + ", ".join(_ratios(own)))
+    return "\n".join(lines)
+
+
+def rewritten(sites: Mapping[str, Mapping[str, int]]) -> str:
+    """How many sites of each kind are rewritten."""
+    counts = (f"{own['rewritten']} of {own['found']} {kind} sites" for kind, own in sites.items())
+    return ", ".join(counts) + " rewritten" if sites else "no sites"
+
+
+def _failed(check: Mapping[str, Any]) -> str:
+    return "" if check["passed"] else f", NOT COMPARABLE: {check['problem']}"
+
+
+def _ratios(times_us: Mapping[str, float]) -> list[str]:
+    """Original over ours, what part of the ceiling's speed ours reaches, and the attention alone."""
+    ours = times_us.get("ours")
+    if ours is None:
+        return ["nothing was rewritten"]
+    found = [f"ours {times_us['original'] / ours:.2f} times as fast as the original"]
+    if "sdpa" in times_us:
+        found.append(f"{times_us['sdpa'] / ours:.2f} times as fast as sdpa")
+    if "ceiling" in times_us:
+        ceiling = times_us["ceiling"]
+        found.append(f"{ceiling / ours:.0%} of the ceiling")
+        if ours > ceiling and times_us["original"] > ceiling:
+            found.append(f"attention {(times_us['original'] - ceiling) / (ours - ceiling):.2f} times as fast")
+    return found
