@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.errors import InputError
+from onnxopt.kernels.fields import ELEMENTS
 from onnxopt.kernels.packages import Toolchain, toolchain
 from onnxopt.kernels.report import ResourceReport
-from onnxopt.kernels.source import ELEMENTS, KernelSource
+from onnxopt.kernels.source import KernelSource
 from onnxopt.kernels.source_tree import SourceTree, read_tree
 from onnxopt.target.architecture import LACKING_TYPES
 

@@ -55,29 +55,38 @@ def check_sass(compiled: CompiledKernel, kernel: Mapping[str, Any]) -> list[str]
     vectors are whole 16-byte pieces are copied asynchronously, 16 bytes a time; 16-bit operands of ``mma`` are read
     by ldmatrix. Raises as :func:`instructions` does.
     """
+    return check_instructions(compiled, _wanted(compiled.architecture, kernel))
+
+
+def check_instructions(compiled: CompiledKernel, wanted: Mapping[str, str]) -> list[str]:
+    """What the machine code of a kernel lacks of the mnemonics ``wanted``, which say why, or has of local memory.
+
+    Asynchronous copies (``LDGSTS``) must be of 16 bytes. Raises as :func:`instructions` does.
+    """
     found = instructions(compiled.cubin)
     short = mnemonics(found)
-    wanted = _wanted(compiled.architecture, kernel)
     problems = [f"{short[name]} x {name}: local memory is used" for name in _LOCAL if short[name]]
     problems += [f"no {name}: {why}" for name, why in wanted.items() if not short[name]]
     if "LDGSTS" in wanted and not any(name.startswith("LDGSTS") and ".128" in name for name in found):
-        problems.append("no LDGSTS of 128 bits: keys and values are copied in smaller pieces")
+        problems.append("no LDGSTS of 128 bits: copies are in smaller pieces")
     return [f"{compiled.architecture}: {problem}" for problem in problems]
 
 
-def _wanted(architecture: str, kernel: Mapping[str, Any]) -> dict[str, str]:
-    element, path = kernel["element"], kernel["variants"][0]["path"]
-    turing = capability(architecture) < 80
-    wanted = {}
+def product_instructions(architecture: str, element: str, path: str) -> dict[str, str]:
+    """The mnemonics by which a path of an architecture multiplies and reads its operands, with what they are for."""
     if path == "wgmma":
-        wanted["HGMMA"] = "wgmma does not reach the matrix unit"
-    elif element == "fp32" and turing:
-        wanted["FFMA"] = "products are not multiply-adds"
-    else:
-        wanted["HMMA"] = "mma does not reach the matrix unit"
-        if element in ("fp16", "bf16"):
-            wanted["LDSM"] = "operands are not read by ldmatrix"
-    if not turing and _whole_pieces(kernel):
+        return {"HGMMA": "wgmma does not reach the matrix unit"}
+    if path == "lanes" or (element == "fp32" and capability(architecture) < 80):
+        return {"FFMA": "products are not multiply-adds"}
+    wanted = {"HMMA": "mma does not reach the matrix unit"}
+    if element in ("fp16", "bf16"):
+        wanted["LDSM"] = "operands are not read by ldmatrix"
+    return wanted
+
+
+def _wanted(architecture: str, kernel: Mapping[str, Any]) -> dict[str, str]:
+    wanted = product_instructions(architecture, kernel["element"], kernel["variants"][0]["path"])
+    if capability(architecture) >= 80 and _whole_pieces(kernel):
         wanted["LDGSTS"] = "keys and values are not copied asynchronously"
     return wanted
 

@@ -11,6 +11,22 @@ from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 from onnxopt.errors import InputError
+from onnxopt.kernels.fields import (
+    HALVES,
+    LARGEST,
+    MOST_SIDE,
+    MOST_STAGES,
+    MOST_THREADS,
+    check_granules,
+    check_one_kernel,
+    check_resident,
+    check_threads,
+    element_field,
+    flag_field,
+    integer_field,
+    shape_documents,
+    word_field,
+)
 from onnxopt.target.variant import AttentionVariant, Element, Path
 
 ATTENTION_FILE = "attention/sparse_attention.cu"
@@ -21,18 +37,9 @@ MERGE_ENTRY = "merge_attention"
 LARGEST_WIDTH = 256
 """Channels of a head that the kernels take at most."""
 
-ELEMENTS: tuple[Element, ...] = get_args(Element)
 _PATHS: tuple[Path, ...] = get_args(Path)
-_HALVES = ("fp16", "bf16")
 
 _FLAGS = ("own_values", "masks", "biases", "extras", "split", "weights")
-
-_MOST_VARIANTS = 64
-_MOST_STAGES = 8
-_MOST_SIDE = 1024
-_MOST_THREADS = 1024
-_MOST_RESIDENT = 32
-_LARGEST = 2**31 - 1
 
 _FILE = re.compile(r"(?:[a-z0-9_]+/)*[a-z0-9_]+\.cu")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -85,10 +92,10 @@ def attention_source(kernel: Mapping[str, Any], resident: int) -> KernelSource:
     naming the field, its value and what is allowed, for everything that the kernel is not written for.
     """
     what = "attention kernel"
-    element = _element(what, kernel)
+    element = element_field(what, kernel)
     variants = _variants(kernel, element)
-    flags = {name: _flag(what, kernel, name) for name in _FLAGS}
-    slots, columns = (_integer(what, kernel, name, 0, _LARGEST) for name in ("slots", "columns"))
+    flags = {name: flag_field(what, kernel, name) for name in _FLAGS}
+    slots, columns = (integer_field(what, kernel, name, 0, LARGEST) for name in ("slots", "columns"))
     for flag, count, number in (("split", "slots", slots), ("weights", "columns", columns)):
         if flags[flag] != (number > 0):
             raise InputError(
@@ -97,8 +104,7 @@ def attention_source(kernel: Mapping[str, Any], resident: int) -> KernelSource:
     for other in ("weights", "extras"):
         if flags["split"] and flags[other]:
             raise InputError(f"{what}: 'split' and {other!r} are both true; allowed: one of them")
-    if not 1 <= resident <= _MOST_RESIDENT:
-        raise InputError(f"{what}: {resident} resident blocks; allowed: 1 to {_MOST_RESIDENT}")
+    check_resident(what, resident)
     first = variants[0]
     defines = [
         ("ELEMENT", element),
@@ -106,9 +112,9 @@ def attention_source(kernel: Mapping[str, Any], resident: int) -> KernelSource:
         ("WARPS", str(first.warps)),
         ("RESIDENT", str(resident)),
         ("VARIANTS", "".join(f"VARIANT({v.rows},{v.keys},{v.stages},{int(v.swapped)})" for v in variants)),
-        ("HEADS", str(_integer(what, kernel, "heads", 1, _LARGEST))),
-        ("WIDTH", str(_integer(what, kernel, "width", 1, LARGEST_WIDTH))),
-        ("VALUE_WIDTH", str(_integer(what, kernel, "value_width", 1, LARGEST_WIDTH))),
+        ("HEADS", str(integer_field(what, kernel, "heads", 1, LARGEST))),
+        ("WIDTH", str(integer_field(what, kernel, "width", 1, LARGEST_WIDTH))),
+        ("VALUE_WIDTH", str(integer_field(what, kernel, "value_width", 1, LARGEST_WIDTH))),
         *(pair for name in "qkvy" for pair in _layout(what, kernel, name)),
         *((name.upper(), str(int(flag))) for name, flag in flags.items()),
         ("SLOTS", str(slots)),
@@ -124,9 +130,9 @@ def merge_source(kernel: Mapping[str, Any]) -> KernelSource:
     """
     what = "merge kernel"
     defines = (
-        ("ELEMENT", _element(what, kernel)),
-        ("VALUE_WIDTH", str(_integer(what, kernel, "value_width", 1, LARGEST_WIDTH))),
-        ("SLOTS", str(_integer(what, kernel, "slots", 1, _LARGEST))),
+        ("ELEMENT", element_field(what, kernel)),
+        ("VALUE_WIDTH", str(integer_field(what, kernel, "value_width", 1, LARGEST_WIDTH))),
+        ("SLOTS", str(integer_field(what, kernel, "slots", 1, LARGEST))),
         *_layout(what, kernel, "y"),
     )
     return KernelSource(MERGE_FILE, MERGE_ENTRY, defines)
@@ -134,21 +140,13 @@ def merge_source(kernel: Mapping[str, Any]) -> KernelSource:
 
 def attention_variants(kernel: Mapping[str, Any]) -> tuple[AttentionVariant, ...]:
     """The shapes of an attention kernel, in the order of its configuration; InputError for an unsupported one."""
-    return _variants(kernel, _element("attention kernel", kernel))
+    return _variants(kernel, element_field("attention kernel", kernel))
 
 
 def _variants(kernel: Mapping[str, Any], element: Element) -> tuple[AttentionVariant, ...]:
-    documents = kernel.get("variants")
-    if not isinstance(documents, Sequence) or not 1 <= len(documents) <= _MOST_VARIANTS:
-        seen = f"{len(documents)} shapes" if isinstance(documents, Sequence) else repr(documents)
-        raise InputError(f"attention kernel: 'variants' are {seen}; allowed: 1 to {_MOST_VARIANTS} shapes")
+    documents = shape_documents("attention kernel", kernel)
     variants = tuple(_variant(number, document, element) for number, document in enumerate(documents))
-    differing = next((v for v in variants if (v.path, v.warps) != (variants[0].path, variants[0].warps)), None)
-    if differing is not None:
-        raise InputError(
-            f"attention kernel: {variants[0].describe()!r} and {differing.describe()!r} cannot be one kernel; "
-            "allowed: shapes of one path and one number of warps"
-        )
+    check_one_kernel("attention kernel", variants)
     return variants
 
 
@@ -156,34 +154,21 @@ def _variant(number: int, document: Any, element: Element) -> AttentionVariant:
     what = f"attention kernel, shape {number}"
     if not isinstance(document, Mapping):
         raise InputError(f"{what}: {document!r:.80} is not an object with 'path', 'rows', 'keys', 'warps' and 'stages'")
-    path = document.get("path")
-    if path not in _PATHS:
-        raise InputError(f"{what}: 'path' is {path!r:.80}; allowed: {', '.join(_PATHS)}")
-    swapped = _flag(what, document, "swapped")
+    path = word_field(what, document, "path", _PATHS)
+    swapped = flag_field(what, document, "swapped")
     for name, chosen in ((f"the path {path!r}", path == "wgmma"), ("'swapped'", swapped)):
-        if chosen and element not in _HALVES:
-            raise InputError(f"{what}: {name} does not take {element}; allowed with it: {', '.join(_HALVES)}")
+        if chosen and element not in HALVES:
+            raise InputError(f"{what}: {name} does not take {element}; allowed with it: {', '.join(HALVES)}")
     variant = AttentionVariant(
         cast(Path, path),
-        _integer(what, document, "rows", 1, _MOST_SIDE),
-        _integer(what, document, "keys", 1, _MOST_SIDE),
-        _integer(what, document, "warps", 1, _MOST_THREADS // 32),
-        _integer(what, document, "stages", 1, _MOST_STAGES),
+        integer_field(what, document, "rows", 1, MOST_SIDE),
+        integer_field(what, document, "keys", 1, MOST_SIDE),
+        integer_field(what, document, "warps", 1, MOST_THREADS // 32),
+        integer_field(what, document, "stages", 1, MOST_STAGES),
         swapped,
     )
-    for name, field, granule in (
-        ("rows", "row_granule", variant.row_granule),
-        ("keys", "key_granule", variant.key_granule),
-    ):
-        size = getattr(variant, name)
-        if size % granule:
-            raise InputError(f"{what}: {name!r} is {size}; allowed for {variant.describe()!r}: multiples of {granule}")
-        if document.get(field, granule) != granule:
-            raise InputError(f"{what}: {field!r} is {document[field]!r:.80}; {variant.describe()!r} has {granule}")
-    if path == "wgmma" and variant.warps % 4:
-        raise InputError(f"{what}: 'warps' is {variant.warps}; allowed with wgmma: multiples of 4")
-    if variant.threads > _MOST_THREADS:
-        raise InputError(f"{what}: {variant.threads} threads a block; allowed: up to {_MOST_THREADS}")
+    check_granules(what, document, variant, {"rows": "row_granule", "keys": "key_granule"})
+    check_threads(what, variant)
     side, shared = ("keys", variant.keys) if swapped else ("rows", variant.rows)
     whole = 16 * variant.warps
     if shared % whole:
@@ -194,30 +179,11 @@ def _variant(number: int, document: Any, element: Element) -> AttentionVariant:
     return variant
 
 
-def _element(what: str, kernel: Mapping[str, Any]) -> Element:
-    element = kernel.get("element")
-    if element not in ELEMENTS:
-        raise InputError(f"{what}: 'element' is {element!r:.80}; allowed: {', '.join(ELEMENTS)}")
-    return cast(Element, element)
-
-
 def _layout(what: str, kernel: Mapping[str, Any], name: str) -> list[tuple[str, str]]:
     layout = kernel.get(name)
     if not isinstance(layout, Sequence) or isinstance(layout, str) or len(layout) != 2:
         raise InputError(f"{what}: {name!r} is {layout!r:.80}; allowed: two numbers, its elements and its stride")
     sizes = dict(zip(("elements", "stride"), layout, strict=True))
-    return [(f"{name}_{part}".upper(), str(_integer(f"{what}, {name!r}", sizes, part, 1, _LARGEST))) for part in sizes]
-
-
-def _flag(what: str, document: Mapping[str, Any], name: str) -> bool:
-    value = document.get(name)
-    if not isinstance(value, bool):
-        raise InputError(f"{what}: {name!r} is {value!r:.80}; allowed: true or false")
-    return value
-
-
-def _integer(what: str, document: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    value = document.get(name)
-    if type(value) is not int or not least <= value <= most:
-        raise InputError(f"{what}: {name!r} is {value!r:.80}; allowed: whole numbers from {least} to {most:,}")
-    return value
+    return [
+        (f"{name}_{part}".upper(), str(integer_field(f"{what}, {name!r}", sizes, part, 1, LARGEST))) for part in sizes
+    ]

@@ -5,7 +5,8 @@ Slow and plain: every job is computed by itself. Nothing here comes from the cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -28,6 +29,17 @@ def activated(kind: str, values: Array) -> Array:
     return values
 
 
+@dataclass(frozen=True)
+class ConvOutput:
+    """``y`` or ``partial``, and how often each of its elements was written, both batch x rows x positions or rows last.
+
+    Elements that no job wrote are NaN.
+    """
+
+    values: Array
+    written: Array
+
+
 def group_conv(
     kernel: Mapping[str, Any],
     tables: Mapping[str, Array],
@@ -41,6 +53,30 @@ def group_conv(
     ``tables`` are all inputs behind ``x``, weights and bias included. Computed in ``dtype``. Raises
     :class:`PlanError` where an output is not written exactly once.
     """
+    output = group_conv_output(kernel, tables, x, residual, dtype)
+    last = kernel["layout"] == "last"
+    wrong = np.argwhere((output.written.transpose(0, 2, 1) if last else output.written) != 1)
+    if len(wrong):
+        image, channel, position = (int(place) for place in wrong[0])
+        times = output.written[(image, position, channel) if last else (image, channel, position)]
+        pixel = image % kernel["images"] * prod(kernel["output_size"]) + position
+        raise PlanError(f"pixel {pixel} of channel {channel} is written {times} times, expected once")
+    return output.values
+
+
+def group_conv_output(
+    kernel: Mapping[str, Any],
+    tables: Mapping[str, Array],
+    x: Array,
+    residual: Array | None = None,
+    dtype: npt.DTypeLike = np.float64,
+    rounded: Callable[[Array], Array] = lambda operands: operands,
+) -> ConvOutput:
+    """What the lines of ``jobs`` write, which may be some of an operator's only; otherwise as :func:`group_conv`.
+
+    ``rounded`` is what happens to the inputs behind the prologue and to the weights, in an implementation whose
+    products take narrower numbers than its sums.
+    """
     positions = prod(kernel["output_size"])
     split, images = kernel["split"], kernel["images"]
     rows = kernel["slots"] if split else kernel["output_channels"]
@@ -48,19 +84,17 @@ def group_conv(
     added = None if residual is None else _channels_first(kernel, residual, rows).astype(dtype)
     batch = len(data)
     y = np.full((batch, rows, positions), np.nan, dtype)
-    written = np.zeros((rows, images * positions), np.int64)
+    written = np.zeros(y.shape, np.int64)
     for job in tables["jobs"].tolist():
         outputs = tables["outputs"][job[1] : job[1] + job[2]]
         extras = tables["extras"][job[8] : job[8] + job[9]] if job[9] else np.empty((0, 2), np.int64)
         stores = [(o, int(channel)) for o, channel in enumerate(outputs) if channel >= 0]
         stores += [(int(o), int(channel)) for o, channel in extras]
         pixels = job[6] + np.arange(job[7])
-        for _, channel in stores:
-            written[channel, pixels] += 1
         for group in range(-(-batch // images)):
             image = group * images + pixels // positions
             image, position = image[image < batch], (pixels % positions)[image < batch]
-            result = _computed(kernel, tables, job, data, image, position)
+            result = _computed(kernel, tables, job, data, image, position, rounded)
             for o, channel in stores:
                 values = result[:, o]
                 if not split:
@@ -69,11 +103,10 @@ def group_conv(
                         values = values + added[image, channel, position]
                     values = activated(kernel["activation"], values)
                 y[image, channel, position] = values
-    wrong = np.argwhere(written != 1)
-    if len(wrong):
-        channel, pixel = wrong[0]
-        raise PlanError(f"pixel {pixel} of channel {channel} is written {written[channel, pixel]} times, expected once")
-    return y if kernel["layout"] == "first" else y.transpose(0, 2, 1)
+                written[image, channel, position] += 1
+    if kernel["layout"] == "last":
+        return ConvOutput(y.transpose(0, 2, 1), written.transpose(0, 2, 1))
+    return ConvOutput(y, written)
 
 
 def dtype_of(value: Array, dtype: npt.DTypeLike) -> Array:
@@ -89,7 +122,13 @@ def _channels_first(kernel: Mapping[str, Any], tensor: Array, channels: int) -> 
 
 
 def _computed(
-    kernel: Mapping[str, Any], tables: Mapping[str, Array], job: list[int], data: Array, image: Array, position: Array
+    kernel: Mapping[str, Any],
+    tables: Mapping[str, Array],
+    job: list[int],
+    data: Array,
+    image: Array,
+    position: Array,
+    rounded: Callable[[Array], Array],
 ) -> Array:
     """Pixels x outputs of a job, before bias."""
     variant = kernel["variants"][job[0]]
@@ -99,7 +138,8 @@ def _computed(
     high = -(-outputs // variant["output_granule"]) * variant["output_granule"]
     wide = -(-inputs // variant["input_granule"]) * variant["input_granule"]
     taps = prod(kernel["kernel"])
-    weights = tables["w"][job[5] : job[5] + taps * high * wide].reshape(taps, high, wide).astype(data.dtype)
+    packed = tables["w"][job[5] : job[5] + taps * high * wide].reshape(taps, high, wide)
+    weights = rounded(packed.astype(data.dtype))
     channels = tables["inputs"][job[3] : job[3] + inputs]
     size = kernel["input_size"]
     where = np.stack(np.unravel_index(position, kernel["output_size"]))
@@ -119,7 +159,7 @@ def _computed(
                 tables[name][job[3] : job[3] + inputs].astype(data.dtype) for name in ("input_scales", "input_shifts")
             )
             values = activated(kernel["input_activation"], values * scales + shifts)
-        values = np.where(inside[:, None], values, 0)
+        values = np.where(inside[:, None], rounded(values), 0)
         result += values @ weights[tap, :outputs, :inputs].T
     return result
 

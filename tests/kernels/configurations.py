@@ -81,10 +81,22 @@ def parse_shape(text: str) -> AttentionVariant:
     return AttentionVariant(path, *map(int, sizes), swapped=swapped is not None)
 
 
-def read_ceilings(compiler: str) -> Mapping[str, Mapping[str, int]] | None:
+def read_ceilings(compiler: str, file: Path = CEILINGS) -> Mapping[str, Mapping[str, int]] | None:
     """Registers and bytes of shared memory by name, as a compiler made them; None for a compiler not measured yet."""
-    known: Mapping[str, Mapping[str, Mapping[str, int]]] = json.loads(CEILINGS.read_text())
+    known: Mapping[str, Mapping[str, Mapping[str, int]]] = json.loads(file.read_text())
     return known.get(compiler)
+
+
+def write_ceilings(measured: Mapping[str, Mapping[str, Any]], file: Path = CEILINGS) -> None:
+    """Put the figures of the compilers that were measured into the file; those of others stay."""
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    lines = [
+        f' "{compiler}": {{\n'
+        + ",\n".join(f"  {json.dumps(name)}: {json.dumps(figures[name])}" for name in sorted(figures))
+        + "\n }"
+        for compiler, figures in sorted({**known, **measured}.items())
+    ]
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def measure(configurations: Sequence[Configuration], cache: Path | None) -> tuple[dict[str, dict[str, Any]], int]:
@@ -114,14 +126,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--cache", type=Path, help="a folder for compiled kernels, to go on after an interruption")
     measured, failed = measure(read_configurations(), parser.parse_args().cache)
-    known = json.loads(CEILINGS.read_text()) if CEILINGS.is_file() else {}
-    lines = [
-        f' "{compiler}": {{\n'
-        + ",\n".join(f"  {json.dumps(name)}: {json.dumps(figures[name])}" for name in sorted(figures))
-        + "\n }"
-        for compiler, figures in sorted({**known, **measured}.items())
-    ]
-    CEILINGS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    write_ceilings(measured)
     return 1 if failed else 0
 
 
