@@ -1,4 +1,4 @@
-"""What `onnxopt profile` measures, and how what came out becomes tuning records."""
+"""How what `onnxopt profile` measured becomes tuning records."""
 
 from __future__ import annotations
 
@@ -6,65 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from onnxopt.errors import InputError
-from onnxopt.measure.job.build import Request
-from onnxopt.measure.job.strips import strip_tables
 from onnxopt.model.files import read_file
-from onnxopt.plan.attention_cost import AttentionCost
-from onnxopt.target import GpuProfile
-from onnxopt.target.tile_records import SCHEMA, TileRecord, parse_tile_record
+from onnxopt.target.tile_records import TileRecord, parse_tile_record
 from onnxopt.target.tile_store import add_records, import_lines
-from onnxopt.target.variant import AttentionVariant, Element
 
-# Head sizes of vision transformers.
-WIDTHS = (32, 48, 64, 128)
-_KEYS_IN_TILES = (1, 4)
 _MOST_RESULT_BYTES = 64 << 20
 _RUN_SECONDS = 1800
-
-
-def profile_requests(gpu: GpuProfile, elements: Sequence[Element], widths: Sequence[int] = WIDTHS) -> list[Request]:
-    """One measurement for every shape that the planner chooses from, of short and long strips, plain and masked.
-
-    Records must not choose what is measured, so the cost model is asked without them. Raises InputError where the GPU
-    lacks a type.
-    """
-    costs = [AttentionCost.of(gpu, width, width, element) for element in elements for width in widths]
-    return [
-        _request(cost, variant, tiles * variant.keys, masked)
-        for cost in costs
-        for variant in cost.variants()
-        for tiles in _KEYS_IN_TILES
-        for masked in (False, True)
-    ]
-
-
-def _request(cost: AttentionCost, variant: AttentionVariant, keys: int, masked: bool) -> Request:
-    widths = (cost.width, cost.value_width)
-    rows, resident = variant.rows, cost.occupancy([variant])
-    kernel, tables = strip_tables(variant, cost.element, widths, rows, keys, masked=masked)
-    name = f"{cost.element} d{cost.width} {variant.describe()} {rows}x{keys}{' masked' if masked else ''}"
-    predicted = float(cost.strip_us(variant, np.array(rows), np.array(keys), resident, masked))
-    record = {
-        "schema": SCHEMA,
-        "kind": "attention",
-        "architecture": cost.gpu.architecture,
-        "element": cost.element,
-        "variant": variant.describe(),
-        "widths": list(widths),
-        "extent": [rows, keys],
-        "masked": masked,
-        "resident": resident,
-        "threads": variant.threads,
-    }
-    pairs = rows * keys * len(tables["jobs"])
-    bound = cost.bound_us(float(pairs), 0.0)
-    return Request(name, "tile", kernel.to_json(), tables, None, resident, 1, pairs, pairs, predicted, bound, record)
 
 
 def records_in(results: Path) -> tuple[tuple[TileRecord, ...], list[tuple[int, str]]]:

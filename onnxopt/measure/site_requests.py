@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from onnxopt.errors import InputError
 from onnxopt.kernel_plans import KernelPlanner
-from onnxopt.kernels.source import KernelSource, attention_source, merge_source
-from onnxopt.measure.job.build import Request
+from onnxopt.measure.job.build import Request, request_sources
 from onnxopt.model.read import read_model
 from onnxopt.plan.schedule import AttentionSchedule
 from onnxopt.plan.tables import AttentionTables, NoTables, attention_tables
 from onnxopt.site_kernels import KernelBuild
-from onnxopt.site_reports import input_shapes
+from onnxopt.site_reports import input_shapes, vanishing_weights
 from onnxopt.sites import discover
 
 
@@ -30,6 +29,10 @@ def site_requests(
         findings = discover(read_model(path))
         for site in findings.attention:
             name = f"{path.stem}/{site.id}"
+            vanishing = vanishing_weights(site, planner.element)
+            if vanishing:
+                left_out.append((name, vanishing))
+                continue
             try:
                 schedule = planner.attention(site)[0]
                 tables = attention_tables(site, schedule, shapes=input_shapes(site, findings.graph))
@@ -47,10 +50,11 @@ def site_request(name: str, schedule: AttentionSchedule, tables: AttentionTables
         arrays = {**arrays, **tables.merge.arrays()}
     return Request(
         id=name,
+        kind="attention",
         purpose="site",
         kernel=tables.kernel.to_json(),
         tables=arrays,
-        merge_kernel=None if tables.merge is None else tables.merge.kernel,
+        second_kernel=None if tables.merge is None else tables.merge.kernel,
         resident=schedule.resident,
         batch=batch,
         needed=schedule.needed,
@@ -65,7 +69,7 @@ def usable_requests(requests: Sequence[Request], build: KernelBuild) -> tuple[li
 
     What was compiled is in the cache afterwards. Raises MissingError without a compiler.
     """
-    sources = {request.id: _sources(request) for request in requests}
+    sources = {request.id: request_sources(request) for request in requests}
     build.compiled([source for own in sources.values() for source in own])
     kept, left_out = [], []
     for request in requests:
@@ -75,9 +79,3 @@ def usable_requests(requests: Sequence[Request], build: KernelBuild) -> tuple[li
         else:
             left_out.append((request.id, reason))
     return kept, left_out
-
-
-def _sources(request: Request) -> list[KernelSource]:
-    merge: Mapping[str, object] | None = request.merge_kernel
-    first = attention_source(request.kernel, request.resident)
-    return [first] if merge is None else [first, merge_source(merge)]

@@ -17,8 +17,9 @@ from onnxopt.measure.job.content import FILE, read_job
 from onnxopt.measure.job.device import Launch
 from onnxopt.measure.job.runner import main, run_entry
 from onnxopt.measure.job.strips import strip_tables
-from onnxopt.measure.profiling import profile_requests, records_in
+from onnxopt.measure.profiling import records_in
 from onnxopt.measure.site_requests import site_request
+from onnxopt.measure.tile_requests import AttentionShape, catalogue, tile_requests
 from onnxopt.plan.tables import attention_tables
 from onnxopt.target import load_target
 from onnxopt.target.tile_records import SCHEMA
@@ -39,7 +40,9 @@ def _site_request(name: str, split: int) -> Request:
 
 def _tile_request() -> Request:
     gpu = load_target("sm_80").need_gpu_profile()
-    first = next(r for r in profile_requests(gpu, ["fp16"], [16]) if "swapped" not in r.id)
+    variant = next(s.variant for s in catalogue(gpu, ["fp16"], ["attention"]) if "swapped" not in s.variant.describe())
+    assert isinstance(variant, AttentionVariant)
+    first = tile_requests(gpu, [AttentionShape("fp16", (16, 16), variant)])[0]
     kernel, tables = strip_tables(_VARIANT, "fp16", (16, 16), 16, 32, masked=True)
     return replace(first, kernel=kernel.to_json(), tables=tables, resident=1)
 
@@ -90,7 +93,7 @@ def test_a_kernel_that_faults_ends_itself_only(job: Path, tmp_path: Path) -> Non
     broken = tmp_path / "broken"
     shutil.copytree(job, broken)
     document = json.loads((broken / FILE).read_text())
-    ptx = broken / document["entries"][0]["attention"]["ptx"]
+    ptx = broken / document["entries"][0]["first"]["ptx"]
     ptx.write_text(ptx.read_text().replace("ex2.approx", "nonsense.approx"))
     for number in (0, 2):
         document["entries"][number]["id"] += " of three"
@@ -160,7 +163,8 @@ def test_strips_for_profiling_are_valid_launches(variant: AttentionVariant, mask
 
 def test_profiling_asks_for_every_shape(tmp_path: Path) -> None:
     gpu = load_target("sm_80").need_gpu_profile()
-    requests = profile_requests(gpu, ["fp16"], [32])
+    requests = tile_requests(gpu, catalogue(gpu, ["fp16"])[::5])
+    assert {request.kind for request in requests} == {"attention", "conv"}
     assert len({request.id for request in requests}) == len(requests) > 8
     assert all(request.record is not None and request.predicted_us > 0 for request in requests)
     done = {

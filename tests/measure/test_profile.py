@@ -17,7 +17,7 @@ from onnxopt import api
 from onnxopt.cli import app
 from onnxopt.kernel_plans import KernelPlanner
 from onnxopt.kernels.compiler import CompileError
-from onnxopt.measure import profiling
+from onnxopt.measure import tile_requests
 from onnxopt.measure.cache import clear_cache, list_cache, verify_cache
 from onnxopt.measure.paths import EMULATED
 from onnxopt.measure.site_requests import usable_requests
@@ -42,8 +42,8 @@ def _profile(cache: Path, *words: str) -> Any:
 
 
 def test_a_job_is_written_and_its_dry_run_passes(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    every = profiling.profile_requests
-    monkeypatch.setattr(profiling, "profile_requests", lambda gpu, types: every(gpu, types, widths=(32,))[:1])
+    every = tile_requests.tile_requests
+    monkeypatch.setattr(tile_requests, "tile_requests", lambda gpu, shapes: every(gpu, shapes)[:1])
     job, cache = tmp_path / "job", tmp_path / "cache"
     written = _profile(cache, str(model), "--job", str(job), "--target", "sm_90")
     assert written.exit_code == 0, written.stderr
@@ -63,6 +63,27 @@ def test_a_job_is_written_and_its_dry_run_passes(model: Path, tmp_path: Path, mo
     again = _profile(cache, "--job", str(job))
     assert again.exit_code == 2
     assert "is there already and not empty" in again.stderr
+
+
+def test_only_shapes_that_plans_use_are_compiled_with_models(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def none_fits(requests: list[Any], _: object) -> tuple[list[Any], list[tuple[str, str]]]:
+        asked.append(tuple(sorted({f"{request.kind} {request.purpose}" for request in requests})))
+        return [], [("first", "compiles nowhere")]
+
+    monkeypatch.setattr("onnxopt.measure.site_requests.usable_requests", none_fits)
+    catalogued: list[tuple[str, ...]] = []
+    monkeypatch.setattr(tile_requests, "catalogue", lambda *words: catalogued.append(tuple(words[2])) or [])
+    words = ["--job", str(tmp_path / "job"), "--target", "sm_90"]
+    results = [_profile(tmp_path / "cache", *own, *words) for own in ([str(model)], ["--kind", "conv"])]
+    nothing = _profile(tmp_path / "cache", str(model), "--kind", "conv", *words)
+    assert [result.exit_code for result in (*results, nothing)] == [2, 2, 2]
+    assert "no kernel is left to measure; first: compiles nowhere" in results[0].stderr
+    assert asked == [("attention site", "attention tile"), (), ()]
+    assert catalogued == [("conv",)]
 
 
 def test_results_become_records_that_the_planner_reads(model: Path, tmp_path: Path) -> None:
@@ -103,6 +124,7 @@ def test_a_machine_without_a_gpu_is_told_what_to_do(tmp_path: Path, monkeypatch:
         (["--job", "a", "--export", "b"], "are different uses; give one of them"),
         (["--job", "job", "--target", "cpu"], "--job needs a GPU to plan for"),
         (["--import", "absent.jsonl"], "absent.jsonl"),
+        (["--shapes", "used", "--job", "job", "--target", "sm_90"], "--shapes used needs models"),
         (["absent.onnx", "--job", "job", "--target", "sm_90"], "absent.onnx does not exist"),
     ],
 )
@@ -117,7 +139,8 @@ def test_wrong_uses_are_exit_code_2(
 
 def test_kernels_that_cannot_be_compiled_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = load_target("sm_90").need_gpu_profile()
-    requests = profiling.profile_requests(gpu, ["fp16"], widths=(32,))[:1]
+    shapes = tile_requests.catalogue(gpu, ["fp16"], ["attention"])
+    requests = tile_requests.tile_requests(gpu, shapes[:1])[:1]
 
     def refuse(wanted: list[tuple[Any, str]], *_: object, **__: object) -> None:
         raise CompileError(*wanted[0], ["local memory is used"])

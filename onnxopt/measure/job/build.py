@@ -18,10 +18,10 @@ import numpy.typing as npt
 import onnxopt
 from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import CompiledKernel
-from onnxopt.kernels.launch import MERGE_WARPS
+from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
 from onnxopt.kernels.pool import Progress, compile_kernels
 from onnxopt.kernels.source import KernelSource, attention_source, merge_source
-from onnxopt.measure.job.content import Code, Entry, Job, write_job
+from onnxopt.measure.job.content import Code, Entry, Job, Kind, write_job
 
 Array = npt.NDArray[Any]
 
@@ -43,15 +43,16 @@ if __name__ == "__main__":
 class Request:
     """An operator to put into a job: the ``kernel`` part of its configuration, its tables, what was predicted.
 
-    ``merge_kernel`` belongs to an operator with split keys, whose ``tables`` then hold ``merges`` too. The rest is as
-    in :class:`onnxopt.measure.job.content.Entry`.
+    ``second_kernel`` belongs to an operator with split keys or inputs, whose ``tables`` then hold those of the second
+    operator too. The rest is as in :class:`onnxopt.measure.job.content.Entry`.
     """
 
     id: str
+    kind: Kind
     purpose: str
     kernel: Mapping[str, Any]
     tables: Mapping[str, Array]
-    merge_kernel: Mapping[str, Any] | None
+    second_kernel: Mapping[str, Any] | None
     resident: int
     batch: int
     needed: int
@@ -76,7 +77,7 @@ def build_job(
     errors; InputError where a configuration is not supported.
     """
     check_new_folder(folder)
-    sources = [_sources(request) for request in requests]
+    sources = [request_sources(request) for request in requests]
     wanted = [(source, arch) for own in sources for source in own for arch in architectures]
     compiled = dict(zip(wanted, compile_kernels(wanted, cache, workers, progress), strict=True))
     kernels = [[[compiled[source, arch] for arch in architectures] for source in own] for own in sources]
@@ -110,9 +111,17 @@ def _written(folder: Path, requests: Sequence[Request], kernels: Sequence[Sequen
     return job
 
 
-def _sources(request: Request) -> list[KernelSource]:
+def request_sources(request: Request) -> list[KernelSource]:
+    """The sources of a request's kernels: one, or two where results are partial.
+
+    Raises InputError where a configuration is not supported.
+    """
+    second = request.second_kernel
+    if request.kind == "conv":
+        first = group_conv_source(request.kernel, request.resident)
+        return [first] if second is None else [first, sum_conv_source(second)]
     first = attention_source(request.kernel, request.resident)
-    return [first] if request.merge_kernel is None else [first, merge_source(request.merge_kernel)]
+    return [first] if second is None else [first, merge_source(second)]
 
 
 def _entry(folder: Path, request: Request, kernels: Sequence[Sequence[CompiledKernel]]) -> Entry:
@@ -126,12 +135,13 @@ def _entry(folder: Path, request: Request, kernels: Sequence[Sequence[CompiledKe
     codes = [_code(folder, own) for own in kernels]
     return Entry(
         id=request.id,
+        kind=request.kind,
         purpose=request.purpose,
         kernel=request.kernel,
-        merge_kernel=request.merge_kernel,
+        second_kernel=request.second_kernel,
         tables=tables,
-        attention=codes[0],
-        merge=codes[1] if len(codes) > 1 else None,
+        first=codes[0],
+        second=codes[1] if len(codes) > 1 else None,
         batch=request.batch,
         resident=request.resident,
         needed=request.needed,
@@ -154,7 +164,7 @@ def _compiled(kernel: CompiledKernel) -> dict[str, Any]:
 
 
 def _plain(table: Array) -> Array:
-    """Without types that NumPy does not know by itself: biases in bf16 travel as float32, which holds them exactly."""
+    """Without types that NumPy does not know by itself: those of bf16 travel as float32, which holds them exactly."""
     return table if table.dtype.kind in "iuf" and table.dtype.name != "bfloat16" else table.astype(np.float32)
 
 
@@ -167,25 +177,24 @@ def _code(folder: Path, kernels: Sequence[CompiledKernel]) -> Code:
         cubins[kernel.architecture] = name
     ptx = f"kernels/{sha256(first.ptx.encode()).hexdigest()[:16]}.ptx"
     (folder / ptx).write_text(first.ptx)
-    merging = first.source.entry == "merge_attention"
     return Code(
         entry=first.source.entry,
         cubins=cubins,
         ptx=ptx,
-        block=32 * MERGE_WARPS if merging else first.report.threads,
-        shared_bytes=0 if merging else first.report.dynamic_shared,
+        block=first.report.threads,
+        shared_bytes=first.report.dynamic_shared,
         registers=first.report.registers,
     )
 
 
-def carry_modules(folder: Path) -> tuple[str, ...]:
-    """Copy the runner and what it imports of onnxopt below ``folder``; the modules' names.
+def carry_modules(folder: Path, roots: Sequence[str] = (_RUNNER,)) -> tuple[str, ...]:
+    """Copy modules and what they import of onnxopt below ``folder``, by default the runner; the modules' names.
 
     Packages become empty ones, since only named modules are imported from them.
     """
     root = Path(onnxopt.__file__).parent
     found: dict[str, Path] = {}
-    waiting = [_RUNNER]
+    waiting = list(roots)
     while waiting:
         name = waiting.pop()
         path = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
@@ -199,7 +208,8 @@ def carry_modules(folder: Path) -> tuple[str, ...]:
         shutil.copyfile(path, place)
         for package in _packages(name):
             folder.joinpath(*package.split("."), "__init__.py").touch()
-    (folder / "run.py").write_text(_STARTER)
+    if _RUNNER in found:
+        (folder / "run.py").write_text(_STARTER)
     return tuple(sorted(found))
 
 

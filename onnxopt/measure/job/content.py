@@ -6,18 +6,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxopt.errors import InputError
 
-SCHEMA = "onnxopt.job/1"
+SCHEMA = "onnxopt.job/2"
 FILE = "job.json"
 _MOST_BYTES = 64 << 20
 
 Array = npt.NDArray[Any]
+
+Kind = Literal["attention", "conv"]
+"""Which operators an entry has: SparseAttention and MergeAttention, or GroupConv and SumConv."""
 
 
 @dataclass(frozen=True)
@@ -34,20 +37,21 @@ class Code:
 
 @dataclass(frozen=True)
 class Entry:
-    """One operator to run; ``merge`` is the second kernel where key lists are split.
+    """One operator to run; ``second`` is the kernel that merges or adds up partial results, where there are any.
 
-    ``needed`` and ``computed`` count pairs over all heads of a batch element; times are microseconds. ``purpose`` is
-    ``site`` for a site of a model and ``tile`` for strips that are all alike, whose time goes into tuning records;
-    ``record`` has the fields of such a record that do not come from measuring.
+    ``needed`` and ``computed`` count pairs over all heads of a batch element, or connections of a convolution; times
+    are microseconds. ``purpose`` is ``site`` for a site of a model and ``tile`` for strips or parts that are all alike,
+    whose time goes into tuning records; ``record`` has the fields of such a record that do not come from measuring.
     """
 
     id: str
+    kind: Kind
     purpose: str
     kernel: Mapping[str, Any]
-    merge_kernel: Mapping[str, Any] | None
+    second_kernel: Mapping[str, Any] | None
     tables: str
-    attention: Code
-    merge: Code | None
+    first: Code
+    second: Code | None
     batch: int
     resident: int
     needed: int
@@ -106,9 +110,11 @@ def read_job(folder: Path) -> Job:
 
 
 def _entry(folder: Path, fields: Mapping[str, Any]) -> Entry:
-    codes = {name: Code(**fields[name]) if fields[name] else None for name in ("attention", "merge")}
+    codes = {name: Code(**fields[name]) if fields[name] else None for name in ("first", "second")}
     entry = Entry(**{**fields, **codes})
-    own = [code for code in (entry.attention, entry.merge) if code is not None]
+    own = [code for code in (entry.first, entry.second) if code is not None]
+    if entry.kind not in get_args(Kind):
+        raise ValueError(f"an entry's kind is {entry.kind!r}; known are {', '.join(get_args(Kind))}")
     for name in (entry.tables, *(file for code in own for file in (*code.cubins.values(), code.ptx))):
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"the file {name!r} lies outside of the folder")

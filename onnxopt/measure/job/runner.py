@@ -28,9 +28,10 @@ from onnxopt.measure.job.content import Entry, Job, read_job
 from onnxopt.measure.job.device import Device, DeviceError, Gpu
 from onnxopt.measure.job.timing import tile_microseconds, time_entry
 
-# Scores that the reference computes for an entry: seconds on one core of a server, and of a dry run on a laptop.
-_PAIRS_ON_GPU = 4_000_000
-_PAIRS_DRY = 30_000
+# Scores, or as much other work, that the reference computes for an entry: seconds on one core of a server, and of a dry
+# run on a laptop.
+_WORK_ON_GPU = 4_000_000
+_WORK_DRY = 30_000
 _ENTRY_SECONDS = 120
 _SEED = 20
 
@@ -158,7 +159,7 @@ def _environment() -> dict[str, str]:
 def run_entry(job: Job, number: int, device: Device, dry_run: bool) -> dict[str, Any]:
     """Check one entry, and time it where that says something; the fields of a result."""
     entry = job.entries[number]
-    judgements = check_entry(job, entry, device, _SEED, _PAIRS_DRY if dry_run else _PAIRS_ON_GPU)
+    judgements = check_entry(job, entry, device, _SEED, _WORK_DRY if dry_run else _WORK_ON_GPU)
     result: dict[str, Any] = {
         "id": entry.id,
         "passed": all(judgement.passed for judgement in judgements),

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.measure.job.check import load_entry
 from onnxopt.measure.job.content import Entry, Job
 from onnxopt.measure.job.device import Device, Launch
-from onnxopt.verification.kernel_rule import draw_operands
+from onnxopt.measure.job.operators import operator_of
 
 _REPLAYS = 30
 _LAUNCHES = 20
@@ -35,9 +34,9 @@ class Timing:
 
 def time_entry(job: Job, entry: Entry, device: Device, seed: int, *, cold: bool = True) -> Timing | None:
     """Time all launches of an entry together; ``cold`` rotates operand sets that exceed the L2 cache."""
-    tables = job.tables(entry)
+    operator, tables = operator_of(entry), job.tables(entry)
     loads = [
-        load_entry(job, entry, device, tables, draw_operands(entry.kernel, entry.batch, seed + number))
+        operator.load(job, entry, device, tables, operator.draw(entry.kernel, entry.batch, seed + number))
         for number in range(_sets(entry, device) if cold else 1)
     ]
     rounds = max(1, _LAUNCHES // len(loads))
@@ -56,11 +55,11 @@ def tile_microseconds(job: Job, entry: Entry, device: Device, seed: int) -> floa
     The entry's jobs must all be alike; they are repeated until every wave is full. Shared memory beyond what the kernel
     asks for holds the number of resident blocks to the one that is asked for.
     """
-    tables, facts = job.tables(entry), device.describe()
+    operator, tables, facts = operator_of(entry), job.tables(entry), device.describe()
     slots = int(facts.get("multiprocessors", 1)) * entry.resident
     jobs = np.resize(tables["jobs"], (WAVES[-1] * slots, tables["jobs"].shape[1]))
-    operands = draw_operands(entry.kernel, 1, seed)
-    load = load_entry(job, replace(entry, batch=1), device, {**tables, "jobs": jobs}, operands)
+    operands = operator.draw(entry.kernel, 1, seed)
+    load = operator.load(job, replace(entry, batch=1), device, {**tables, "jobs": jobs}, operands)
     whole = replace(load.launches[0], shared_bytes=_padded_shared(entry, facts))
     results = []
     for waves in WAVES:
@@ -74,14 +73,12 @@ def tile_microseconds(job: Job, entry: Entry, device: Device, seed: int) -> floa
 def _padded_shared(entry: Entry, facts: Mapping[str, Any]) -> int:
     """Dynamic shared memory of a block with which no more than ``entry.resident`` of them fit a multiprocessor."""
     share = int(facts["shared_bytes"]) // (entry.resident + 1) if "shared_bytes" in facts else 0
-    limit = int(facts.get("shared_bytes_per_block", entry.attention.shared_bytes))
-    return max(entry.attention.shared_bytes, min(limit, share))
+    limit = int(facts.get("shared_bytes_per_block", entry.first.shared_bytes))
+    return max(entry.first.shared_bytes, min(limit, share))
 
 
 def _sets(entry: Entry, device: Device) -> int:
     """How many sets of operands exceed the cache."""
-    kernel = entry.kernel
-    size = 2 if kernel["element"] in ("fp16", "bf16") else 4
-    one = size * entry.batch * sum(int(kernel[name][0]) for name in ("q", "k", "v", "y"))
+    one = entry.batch * operator_of(entry).moved_bytes(entry.kernel)
     cache: Any = device.describe().get("l2_bytes", 0)
     return max(1, min(_MOST_SETS, -(-_CACHE_FACTOR * int(cache) // max(1, one))))
