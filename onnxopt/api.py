@@ -9,14 +9,17 @@ from typing import Literal
 
 from onnx import ModelProto
 
-from onnxopt.decide import Judge, Progress, SiteReport
-from onnxopt.deploy.manifest import Source, file_sha256, package_versions, write_manifest
+from onnxopt.algorithm_choice import algorithm_settings, check_algorithms
+from onnxopt.decide import ConvSource, Judge, PluginSource, Progress, SiteReport
+from onnxopt.deploy.manifest import Source, check_manifest, file_sha256, package_versions, write_manifest
 from onnxopt.deploy.rtx import BuildProgress, build_engine
 from onnxopt.engines import Engine
 from onnxopt.engines import build as build
 from onnxopt.errors import VerificationError
 from onnxopt.forms import check_engine, check_forms, forms_of_model, written_forms
+from onnxopt.lower.algorithm_layouts import join_layouts
 from onnxopt.lower.compat import lower_for_parsers
+from onnxopt.lower.plugin_nodes import note_resident_blocks
 from onnxopt.lower.rewrite import copy_of
 from onnxopt.measure.paths import EMULATED, default_cache_dir
 from onnxopt.measure.records import FILE_NAME
@@ -39,9 +42,17 @@ from onnxopt.package import (
 from onnxopt.report.figures import FIGURES
 from onnxopt.report.package_report import REPORT, rendered
 from onnxopt.results import Inspection, OptimizeResult, WrittenForm, WrittenModel, drawn_figures, plan_document
-from onnxopt.site_kernels import KernelBuild, check_compiler, kernel_versions, write_kernels
+from onnxopt.site_kernels import (
+    all_kernels,
+    check_compiler,
+    kernel_build,
+    kernel_versions,
+    kernels_written_before,
+    notes_on,
+    write_kernels,
+)
 from onnxopt.site_reports import Form
-from onnxopt.sites import Findings, carry_out, discover, judge_sites, whole_judge
+from onnxopt.sites import Findings, Judged, carry_out, discover, judge_network, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.target.variant import Element
 from onnxopt.verification import VerifyReport, load_inputs, verify_rewritten
@@ -59,24 +70,38 @@ def inspect(
     target: str = "auto",
     form: Form | None = None,
     dtype: Element | None = None,
+    conv_algorithms: bool = False,
+    workspace: float | None = None,
+    winograd: bool = False,
     cache: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> Inspection:
     """Find the sites of a model and say what would be done with each; measures and changes nothing.
 
     ``form`` defaults to ``portable`` for the CPU and ``plugin`` for a GPU, ``dtype``, in which kernels compute, to the
-    type of a site's own tensors. ``cache`` is the folder of the tuning records. Raises :class:`onnxopt.InputError` for
-    a model or target that cannot be used.
+    type of a site's own tensors. ``conv_algorithms`` also chooses an algorithm for every dense convolution, within
+    ``workspace`` megabytes, and with ``winograd`` among those with an error bound of their own. ``cache`` is the folder
+    of the tuning records. Raises :class:`onnxopt.InputError` for a model or target that cannot be used.
     """
+    algorithms = algorithm_settings(conv_algorithms, workspace, winograd)
     path = Path(model)
     chosen = load_target(target)
     forms: tuple[Form, ...] = (form or ("portable" if chosen.is_cpu else "plugin"),)
+    check_algorithms(algorithms, forms, chosen)
     check_forms(forms, dtype, chosen)
     proto = read_model(path)
     progress("looking for sites")
     findings = discover(proto)
-    judged = judge_sites(
-        proto, findings, chosen, forms=forms, records=_records(cache), measure=False, dtype=dtype, progress=progress
+    judged = judge_network(
+        proto,
+        findings,
+        chosen,
+        forms=forms,
+        records=_records(cache),
+        measure=False,
+        dtype=dtype,
+        algorithms=algorithms,
+        progress=progress,
     )
     return _inspection(path, proto, findings, chosen, judged)
 
@@ -90,6 +115,9 @@ def optimize(
     engine: Engine | None = None,
     dtype: Element | None = None,
     objective: Literal["time", "waste"] = "time",
+    conv_algorithms: bool = False,
+    workspace: float | None = None,
+    winograd: bool = False,
     measure: bool | None = None,
     verify: bool = True,
     cache: Path | None = None,
@@ -101,14 +129,17 @@ def optimize(
 
     ``out`` is the package's folder, by default the model's name with the suffix ``.onnxopt``. ``form`` defaults to
     ``portable`` for the CPU and ``both`` for a GPU, ``dtype``, in which kernels compute, to the type of a site's own
-    tensors. ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for
+    tensors. ``conv_algorithms``, ``workspace`` and ``winograd`` are as for :func:`inspect`; what was chosen is written
+    in the plugin form. ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for
     bad input, :class:`onnxopt.VerificationError` if the result does not agree with the original (nothing is written),
     and :class:`onnxopt.MissingError` if the machine lacks what the engine or the kernels of the plugin form need.
     ``kernel_progress`` is told how many kernels are compiled, and of how many.
     """
+    algorithms = algorithm_settings(conv_algorithms, workspace, winograd)
     path = Path(model)
     chosen = load_target(target)
     forms = written_forms(form, chosen)
+    check_algorithms(algorithms, forms, chosen)
     check_forms(forms, dtype, chosen)
     if engine is not None:
         check_engine(engine, forms, chosen)
@@ -118,10 +149,12 @@ def optimize(
     check_place(folder, path)
     proto = read_model(path)
     forms = forms_of_model(proto, form, forms, path, engine is not None)
+    building = kernel_build(chosen, forms, cache or default_cache_dir(), kernel_progress)
+    before = kernels_written_before(proto, building)
     progress("looking for sites")
     findings = discover(proto)
     measured = chosen.is_cpu if measure is None else measure
-    judged = judge_sites(
+    judged = judge_network(
         proto,
         findings,
         chosen,
@@ -130,17 +163,20 @@ def optimize(
         measure=measured,
         objective=objective,
         dtype=dtype,
-        build=_kernel_build(chosen, forms, cache, kernel_progress),
+        build=building,
+        algorithms=algorithms,
         progress=progress,
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)
-    drafts = [_draft(proto, form, judged[form], judge, path, verify, progress) for form in forms]
-    inspection = _inspection(path, proto, findings, chosen, {d.form: d.reports for d in drafts})
+    drafts = [_draft(proto, form, judged.reports[form], judge, path, verify, progress) for form in forms]
+    decided = Judged({d.form: d.reports for d in drafts}, judged.algorithms)
+    inspection = _inspection(path, proto, findings, chosen, decided)
     with new_package(folder) as place:
         progress("writing the package")
         notes = _write_models(drafts, place, path if verify else None)
-        write_kernels(place, inspection.sites)
-        versions = package_versions(engine) | kernel_versions(inspection.sites)
+        kernels = all_kernels(inspection.sites, before)
+        write_kernels(place, kernels)
+        versions = package_versions(engine) | kernel_versions(kernels)
         write_json(place / PLAN, plan_document(inspection))
         write_json(place / FIGURES, drawn_figures(inspection))
         (place / REPORT).write_bytes(rendered(place, versions))
@@ -167,7 +203,7 @@ def optimize(
         inspection,
         written,
         (f"{lowered} Col2Im",) if lowered else (),
-        notes,
+        (*notes, *notes_on(before)),
         drafts[0].timing,
         built,
     )
@@ -198,6 +234,9 @@ def _draft(
     outcome = carry_out(proto, reports, judge)
     model = copy_of(proto) if outcome.model is proto else outcome.model
     lowered, _ = lower_for_parsers(model)
+    join_layouts(model)
+    plugins = [report.plugin for report in outcome.reports if isinstance(report.plugin, PluginSource | ConvSource)]
+    note_resident_blocks(model, {source.tables.operator(): source.resident for source in plugins})
     verification = _verified(proto, model, outcome.reports, path, progress) if verify else None
     return _Draft(form, model, outcome.reports, outcome.timing, lowered, verification)
 
@@ -227,10 +266,10 @@ def verify(
 ) -> VerifyReport:
     """Compare two models on fresh random inputs, or on the arrays of an ``.npz`` file, by the numeric rule.
 
-    Either may be a package, which is checked against its manifest: the last model of an original counts, and every
-    model of a candidate is compared. With ``kernels`` the candidate must be a package, and the PTX of its kernels is
-    run on the CPU too; ``cache`` is the folder in which what that compiles is kept, and ``kernel_progress`` is told how
-    many kernels were run, and of how many. Raises :class:`onnxopt.MissingError` without a C++ compiler for that.
+    Either may be a package, each of whose files is held against its manifest: the last model of an original counts, and
+    every model of a candidate is compared. With ``kernels`` the candidate must be a package, and the PTX of its kernels
+    is run on the CPU too; ``cache`` is the folder in which what that compiles is kept, and ``kernel_progress`` is told
+    how many kernels were run, and of how many. Raises :class:`onnxopt.MissingError` without a C++ compiler for that.
     """
     if kernels:
         check_kernels(Path(candidate))
@@ -248,7 +287,11 @@ def verify(
 
 
 def _model_files(path: str | Path) -> tuple[Path, ...]:
-    return package_models(Path(path)) if Path(path).is_dir() else (Path(path),)
+    """A model's file, or those of a package after comparing everything in it with its manifest."""
+    if not Path(path).is_dir():
+        return (Path(path),)
+    check_manifest(path)
+    return package_models(Path(path))
 
 
 def _verified(
@@ -267,19 +310,11 @@ def _inspection(
     proto: ModelProto,
     findings: Findings,
     target: Target,
-    judged: Mapping[Form, Sequence[SiteReport]],
+    judged: Judged,
 ) -> Inspection:
-    decided = tuple((form, tuple(reports)) for form, reports in judged.items())
-    return Inspection(path, default_opset(proto), len(proto.graph.node), target, decided, findings.refusals)
-
-
-def _kernel_build(
-    target: Target, forms: Sequence[Form], cache: Path | None, progress: Callable[[int, int], None] | None
-) -> KernelBuild | None:
-    """How kernels are compiled; None where no form has any."""
-    if "plugin" not in forms:
-        return None
-    return KernelBuild(target.need_gpu_profile(), cache or default_cache_dir(), progress)
+    decided = tuple((form, tuple(reports)) for form, reports in judged.reports.items())
+    size = len(proto.graph.node)
+    return Inspection(path, default_opset(proto), size, target, decided, findings.refusals, judged.algorithms)
 
 
 def _records(cache: Path | None) -> Path:

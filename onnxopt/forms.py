@@ -29,8 +29,8 @@ def check_forms(forms: Sequence[Form], dtype: Element | None, target: Target) ->
     """Raise InputError for what the target cannot do, before any work."""
     if target.is_cpu and "plugin" in forms:
         raise InputError(
-            f"the plugin form needs kernels, and target '{target.name}' is no GPU; use --form portable, or name a GPU "
-            "with --target, for example --target sm_90"
+            f"the plugin form needs kernels, and {_without_gpu(target)}; use --form portable, or name a GPU with "
+            "--target, for example --target sm_90"
         )
     if dtype is None:
         return
@@ -45,12 +45,19 @@ def check_forms(forms: Sequence[Form], dtype: Element | None, target: Target) ->
 def check_engine(engine: str, forms: Sequence[Form], target: Target) -> None:
     """Raise InputError or MissingError where no engine could be built in the end, before any work."""
     if target.architecture is None:
-        raise InputError(f"--engine {engine}: target '{target.name}' is no GPU; name one, for example --target sm_89")
+        raise InputError(f"--engine {engine}: {_without_gpu(target)}; name one, for example --target sm_89")
     if "portable" not in forms:
         raise InputError(
             f"--engine {engine} has no plugins and builds the portable form; use --form both or --form portable"
         )
     check_buildable(target.architecture)
+
+
+def _without_gpu(target: Target) -> str:
+    """That a target is no GPU; where it was looked for on this machine, what was found."""
+    if target.note:
+        return f"target 'auto' stands for the CPU on this machine ({target.note})"
+    return f"target '{target.name}' is no GPU"
 
 
 def forms_of_model(

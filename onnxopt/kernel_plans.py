@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from onnxopt.discover.attention_site import AttentionSite
-from onnxopt.discover.conv_site import ConvSite
+from onnxopt.discover.conv_site import BoolArray, ConvSite
 from onnxopt.model.graph import Graph
 from onnxopt.plan.attention import filled_rows
 from onnxopt.plan.attention_cost import AttentionCost
@@ -25,6 +25,11 @@ from onnxopt.target.tile_records import TileRecord
 from onnxopt.target.tile_store import FILE_NAME, stored_records
 from onnxopt.target.variant import Element
 from onnxopt.validate import validate_attention_schedule, validate_conv_schedule
+
+# What tiles of pixels are multiples of, but for the smallest ones.
+_PIXEL_TILE = 64
+# Tables grow with the pixels that are computed together.
+_MOST_FOLDED = 1024
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,30 @@ class KernelPlanner:
             validate_attention_schedule(site, schedule)
         return schedules
 
-    def convolution(self, site: ConvSite, graph: Graph, top: int = 1) -> tuple[ConvSchedule, ...]:
-        """The best schedules of a convolution; raises InputError where nothing is connected."""
-        links = site.links()
+    def convolution(
+        self,
+        site: ConvSite,
+        graph: Graph,
+        top: int = 1,
+        *,
+        links: BoolArray | None = None,
+        images: int = 1,
+        residual: bool = False,
+    ) -> tuple[ConvSchedule, ...]:
+        """The best schedules of a convolution; raises InputError where nothing is connected.
+
+        ``links`` (outputs x inputs) are its connections where they are not the site's own. The positions of ``images``
+        batch elements are computed together. With ``residual`` a tensor of the output's size is added.
+        """
+        links = site.links() if links is None else links
         batch, _, *positions = graph.shape(site.output) or (1, 1)
-        taps, pixels = prod(site.kernel), batch * prod(positions)
-        moved = _moved_bytes(site, graph, self.element)
-        facts = [self.objective, self.element, top, links, taps, pixels, moved]
+        taps, pixels, groups = prod(site.kernel), images * prod(positions), -(-batch // images)
+        moved = _moved_bytes(site, links, graph, self.element, 2 if residual else 1)
+        facts = [self.objective, self.element, top, links, taps, pixels, groups, moved]
         key = content_key("conv", self.gpu, self.records, facts)
         known = self.cache.get(key, "conv")
         if known is None:
-            cost = GroupConvCost.of(self.gpu, taps, pixels, self.element, self.records)
+            cost = GroupConvCost.of(self.gpu, taps, pixels, self.element, self.records, groups)
             known = plan_group_conv(
                 site, links, cost, objective=self.objective, element=self.element, moved_bytes=moved, top=top
             )
@@ -91,16 +109,26 @@ def _attention_facts(site: AttentionSite) -> list[Any]:
     """Everything of a site that its schedule depends on, apart from its name."""
     lists = [array for own in site.lists for array in (own.row_list, own.offsets, own.keys)]
     vectors = [used_vectors(v) for v in (site.query_vectors, site.key_vectors, site.value_vectors)]
-    sizes = [site.heads, site.rows, site.head_dim, site.v.width, *vectors]
+    weighed = [] if site.weights is None else ["weighed"]
+    sizes = [site.heads, site.rows, site.head_dim, site.v.width, *vectors, *weighed]
     return [*sizes, site.head_lists, site.head_bias >= 0, filled_rows(site), site.query_tokens, site.key_tokens, *lists]
 
 
-def _moved_bytes(site: ConvSite, graph: Graph, element: Element) -> float:
-    """Bytes of the inputs that are used, the connected weights and the outputs, each once."""
+def folded_images(batch: int, positions: int) -> int:
+    """How many of ``batch`` elements are best computed together, so that tiles of pixels are full.
+
+    Groups are of equal size. Where one element fills its tiles, each is computed for itself.
+    """
+    options = [n for n in range(1, batch + 1) if n == 1 or (batch % n == 0 and n * positions <= _MOST_FOLDED)]
+    return min(options, key=lambda n: (-(-n * positions // _PIXEL_TILE) * _PIXEL_TILE / (n * positions), n))
+
+
+def _moved_bytes(site: ConvSite, links: BoolArray, graph: Graph, element: Element, outputs: int) -> float:
+    """Bytes of the inputs that are used, the connected weights and the outputs, each once, the last so many times."""
     batch, _, *before = graph.shape(site.input) or (1, 1)
     _, _, *behind = graph.shape(site.output) or (1, 1)
-    used = int(site.links().any(axis=0).sum())
-    elements = batch * (used * prod(before) + site.out_channels * prod(behind)) + site.connections * prod(site.kernel)
+    used, connections = int(links.any(axis=0).sum()), int(links.sum())
+    elements = batch * (used * prod(before) + outputs * len(links) * prod(behind)) + connections * prod(site.kernel)
     return float((2 if element in ("fp16", "bf16") else 4) * elements)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.deploy.manifest import FILE_NAME, checked_file, read_manifest
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, OnnxOptError
 from onnxopt.model.files import atomic_write
 
 PORTABLE = "model.portable.onnx"
@@ -96,6 +96,10 @@ def new_package(folder: Path) -> Iterator[Path]:
     try:
         yield draft
         _move(draft, folder)
+    except OnnxOptError as error:
+        # The draft is gone when this is read, and nobody has asked for it.
+        error.args = tuple(a.replace(str(draft), str(folder)) if isinstance(a, str) else a for a in error.args)
+        raise
     except OSError as error:
         step = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check its permissions"
         raise InputError(

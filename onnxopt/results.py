@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from onnxopt.algorithm_choice import AlgorithmPlan
 from onnxopt.decide import SiteReport
 from onnxopt.deploy.rtx import EngineInfo
 from onnxopt.discover.refusal import Refusal
 from onnxopt.measure.timing import PairTiming
+from onnxopt.report.algorithms import algorithm_document
 from onnxopt.report.figures import figures_document
 from onnxopt.site_reports import Form
 from onnxopt.target import Target
@@ -26,6 +28,7 @@ class Inspection:
     """Sites and refusals of a model for one target; nothing was changed.
 
     ``judged`` has the sites as they were decided for each form, the first of which is what ``sites`` shows.
+    ``algorithms`` is the choice of convolution algorithms, None where none was asked for.
     """
 
     path: Path
@@ -34,6 +37,7 @@ class Inspection:
     target: Target
     judged: tuple[tuple[Form, tuple[SiteReport, ...]], ...]
     refusals: tuple[Refusal, ...]
+    algorithms: AlgorithmPlan | None = None
 
     @property
     def form(self) -> WrittenForm:
@@ -62,6 +66,7 @@ class Inspection:
             "form": self.form,
             "sites": [s.inspected() | (self.forms_of(n) if several else {}) for n, s in enumerate(self.sites)],
             "refusals": [refusal.to_json() for refusal in self.refusals],
+            **({} if self.algorithms is None else {"conv_algorithms": algorithm_document(self.algorithms)}),
         }
 
     def forms_of(self, number: int) -> dict[str, Any]:

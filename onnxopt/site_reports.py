@@ -21,11 +21,14 @@ from onnxopt.decide import (
     own_nodes,
 )
 from onnxopt.discover.attention_site import AttentionSite
+from onnxopt.discover.conv_fusion import ConvFusions
 from onnxopt.discover.movement import walk_back
 from onnxopt.errors import InputError
 from onnxopt.kernel_plans import KernelPlanner, described
 from onnxopt.lower.attention import lower_attention
+from onnxopt.lower.conv_plugin import ConvPluginWriter
 from onnxopt.lower.plugin import PluginWriter
+from onnxopt.lower.region_body import NoBody
 from onnxopt.measure.extract import extract_region
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.attention import AttentionPlan, filled_rows, plan_attention
@@ -47,7 +50,11 @@ WRITTEN_BEFORE = "its nodes are named onnxopt/...: a schedule that an earlier ru
 _DENSE = "dense: every query needs every key"
 _LOSES_DIGITS = "rows without keys carry a large constant and a bias, and float32 sums them in one order only"
 # Schedules for a kernel, the best included, after which a site stays as it is.
-_SCHEDULES_TRIED = 4
+SCHEDULES_TRIED = 4
+# Without an epsilon of the model's own: what is there makes a softmax of no key 0.
+_NO_EPSILON = 2.0**-126
+# Below e to the minus this all numbers are 0; and the smallest number of fp16.
+_FP16_POWERS, _FLOAT_POWERS, _LEAST_FP16 = 16, 87, 2.0**-24
 _ELEMENTS: dict[int, Element] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
@@ -59,14 +66,17 @@ _ELEMENTS: dict[int, Element] = {
 class Planning:
     """How the sites of one model are planned.
 
-    ``kernels`` plans for kernels of our own where the target is a GPU, ``writer`` writes them, and ``dtype`` is the
-    type they compute in (None: that of a site's own tensors).
+    ``kernels`` plans for kernels of our own where the target is a GPU, ``writer`` and ``conv_writer`` write them, and
+    ``dtype`` is the type they compute in (None: that of a site's own tensors). ``fusions`` says what convolutions take
+    with them, and remembers what they have.
     """
 
     judge: Judge
     objective: Objective
     kernels: KernelPlanner | None = None
     writer: PluginWriter | None = None
+    fusions: ConvFusions | None = None
+    conv_writer: ConvPluginWriter | None = None
     dtype: Element | None = None
 
     def kernels_for(self, tensor: str) -> KernelPlanner | None:
@@ -105,15 +115,14 @@ def attention_reports(planning: Planning, site: AttentionSite, forms: Sequence[F
             report = _planned_for_kernel(report, site, schedule)
     except InputError as error:
         refusal = str(error)
-    if site.runtime:
-        _, inputs = walk_back(judge.graph, site.runtime, judge.graph.data_inputs)
-        named = ", ".join(f"'{name}'" for name in inputs)
-        return all_kept(f"its mask depends on the model's input {named}, so its pattern is not fixed")
+    masked = _runtime_mask(judge.graph, site)
+    if site.runtime and site.weights is None:
+        return all_kept(f"{masked}; {site.unweighed}" if site.unweighed else masked)
     work = _Attention(planning, site, report)
     decided: dict[Form, SiteReport] = {}
     for form in forms:
         if form == "portable":
-            decided[form] = work.portable()
+            decided[form] = report.kept(masked) if masked else work.portable()
         elif schedule is None:
             decided[form] = report.kept(f"it cannot be planned for a kernel: {refusal}")
         else:
@@ -121,13 +130,47 @@ def attention_reports(planning: Planning, site: AttentionSite, forms: Sequence[F
     return decided
 
 
+def _runtime_mask(graph: Graph, site: AttentionSite) -> str:
+    """That a site's mask depends on the input; empty where it does not."""
+    if not site.runtime:
+        return ""
+    _, inputs = walk_back(graph, site.runtime, graph.data_inputs)
+    named = ", ".join(f"'{name}'" for name in inputs)
+    return f"its mask depends on the model's input {named}, so its pattern is not fixed"
+
+
+def vanishing_weights(site: AttentionSite, element: Element) -> str:
+    """Why run-time weights of a site's keys may all vanish in a kernel where they do not in the model; empty if never.
+
+    A kernel takes exponentials relative to the largest score, those of masked keys included. So does a written-out
+    softmax that adds an epsilon, which bounds what is lost; a mask in front of a plain softmax takes the masked scores
+    out before.
+    """
+    if site.weights is None:
+        return ""
+    above, below = site.weights.epsilons
+    if max(above, below) <= _NO_EPSILON:
+        most = _FP16_POWERS if element == "fp16" else _FLOAT_POWERS
+        return (
+            f"its keys are masked by an input in front of a softmax that adds no epsilon: in {element} its kernel's "
+            f"weights would vanish where a masked score is above all others by more than {most}"
+        )
+    if element == "fp16" and below < _LEAST_FP16:
+        return (
+            f"its softmax adds {below:.2g} to the sum of its weights, less than the smallest number of fp16: all its "
+            f"weights would vanish where a masked score is above all others by more than {_FP16_POWERS}; choose bf16, "
+            "tf32 or fp32 by --dtype"
+        )
+    return ""
+
+
 def further_reports(planning: Planning, report: SiteReport) -> Iterator[SiteReport]:
     """A site in the plugin form by its next best schedules instead, best first, while they are predicted to win."""
-    assert report.plugin is not None
+    assert isinstance(report.plugin, PluginSource)
     site = report.plugin.site
     kernels = planning.kernels_for(site.q.sources[0].tensor)
     assert kernels is not None
-    for schedule in kernels.attention(site, _SCHEDULES_TRIED)[1:]:
+    for schedule in kernels.attention(site, SCHEDULES_TRIED)[1:]:
         planned = _planned_for_kernel(report.kept(""), site, schedule)
         decided = _Attention(planning, site, planned).plugin(schedule)
         if decided.rewrite is None:
@@ -181,6 +224,9 @@ class _Attention:
             return report.kept(f"{_DENSE}; a kernel takes its place only where measured tile times say that it wins")
         if loses_digits(site):
             return report.kept(_LOSES_DIGITS)
+        vanishing = vanishing_weights(site, schedule.element)
+        if vanishing:
+            return report.kept(vanishing)
         try:
             region = extract_region(judge.model, judge.graph, site.inputs, [site.output])
         except InputError as error:
@@ -206,7 +252,10 @@ class _Attention:
         except NoTables as error:
             return report.kept(f"no table can hold what its kernel needs: {str(error).removeprefix(f'{site.id}: ')}")
         writer = self.planning.writer or PluginWriter(graph)
-        rewrite, body = writer.lower(site, schedule, tables, self.plan)
+        try:
+            rewrite, body = writer.lower(site, schedule, tables, self.plan if site.weights is None else None)
+        except NoBody as error:
+            return report.kept(f"no body can say what its kernel computes: {error}")
         if body is not None and body.rewrite is not None:
             validate_attention_tables(body.site, body.rewrite, body.graph)
         return replace(report, rewrite=rewrite, plugin=PluginSource(site, tables, shapes, schedule.resident))

@@ -16,6 +16,8 @@ from onnxopt.deploy.manifest import check_manifest
 from onnxopt.errors import InputError, MissingError, VerificationError
 from onnxopt.measure.cache import list_cache
 from onnxopt.sites import Rewritten
+from onnxopt.target import Device, profile
+from onnxopt.target.device import DeviceSearch
 from samples import build as sample
 
 PACKAGE = ["figures.json", "manifest.json", "model.portable.onnx", "plan.json", "report.html"]
@@ -271,6 +273,40 @@ def test_what_cannot_be_done_is_said_at_once(model: Path, options: dict[str, obj
     with pytest.raises(InputError, match=message):
         _optimize(model, **options)
     assert _names(model.parent) == ["neighbourhood.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("device", "reason", "message"),
+    [
+        (None, "no CUDA driver is installed", r"no GPU found: no CUDA driver is installed"),
+        (Device(0, "Old", "sm_52", 24, 1 << 30, "470.1"), "", r"the GPU found \(Old, sm_52\) is not supported"),
+    ],
+)
+def test_a_gpu_that_was_looked_for_in_vain_is_said_to_be_missing(
+    model: Path, monkeypatch: pytest.MonkeyPatch, device: Device | None, reason: str, message: str
+) -> None:
+    monkeypatch.setattr(profile, "find_device", lambda: DeviceSearch(device, reason))
+    options: list[dict[str, object]] = [{"form": "plugin"}, {"engine": "rtx"}]
+    for given in options:
+        with pytest.raises(
+            InputError, match=rf"target 'auto' stands for the CPU on this machine \({message}\)"
+        ) as error:
+            _optimize(model, target="auto", **given)
+        assert "'cpu'" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "figures.json", "report.html", "model.portable.onnx"])
+def test_verify_holds_every_file_of_a_package_against_its_manifest(model: Path, name: str) -> None:
+    package = _optimize(model).package
+    assert api.verify(model, package).passed
+    changed = package / name
+    changed.write_bytes(changed.read_bytes().replace(b"n", b"m", 1))
+    for original, candidate in ((model, package), (package, model)):
+        with pytest.raises(InputError, match=rf"{name} is not the file that the manifest lists"):
+            api.verify(original, candidate)
+    changed.unlink()
+    with pytest.raises(InputError, match=name):
+        api.verify(model, package)
 
 
 def test_a_missing_engine_builder_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -349,6 +349,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(folder: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "File too large" in err
+    assert f"{folder.resolve() / 'attention.onnxopt'}/" in err and ".attention.onnxopt." not in err
     assert "free some space" in err.lower()
     assert "Traceback" not in err
     assert _names() == ["attention.onnx", "region.onnx"]

@@ -17,8 +17,8 @@ from onnxopt.errors import InputError, MissingError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.compiler import CompileError
 from onnxopt.kernels.report import ResourceReport
-from onnxopt.kernels.source import KernelSource
-from onnxopt.lower.plugin_nodes import plugin_sites
+from onnxopt.kernels.source import KernelSource, attention_source
+from onnxopt.lower.plugin_nodes import OPERATORS, plugin_nodes, plugin_sites
 from onnxopt.lower.rewrite import is_plugin_node
 from onnxopt.measure.bench import bench_package
 from onnxopt.package import package_files
@@ -90,6 +90,13 @@ def test_an_optimised_model_is_left_as_it_is(plugin: api.OptimizeResult, form: s
     again = optimized(written, "../twice", form=form)
     assert (again.package / "model.onnx").read_bytes() == written.read_bytes()
     assert [m.form for m in again.models] == ["plugin"] and not again.rewritten
+    assert "an earlier run wrote 1 operator of our own into this model; their kernels are in the package" in again.notes
+    kernels = [name for name in package_files(plugin.package) if name.startswith("kernels/")]
+    assert len(kernels) == 2
+    assert kernels == [name for name in package_files(again.package) if name.startswith("kernels/")]
+    for name in kernels:
+        assert (again.package / name).read_bytes() == (plugin.package / name).read_bytes()
+    assert check_manifest(again.package).versions["nvrtc"] == check_manifest(plugin.package).versions["nvrtc"]
     assert any("an earlier run of onnxopt wrote this" in r.reason for r in again.inspection.refusals)
     for target, wanted in (("sm_90", "portable"), ("sm_90", "both"), ("cpu", None)):
         with pytest.raises(InputError, match="wrote operators of its own into this model"):
@@ -97,6 +104,36 @@ def test_an_optimised_model_is_left_as_it_is(plugin: api.OptimizeResult, form: s
     if find_spec("tensorrt_rtx") is not None:
         with pytest.raises(InputError, match="wrote operators of its own into this model"):
             optimized(written, "../refused", target="sm_89", engine="rtx")
+
+
+def test_operators_written_before_are_refused_where_they_have_no_kernel(
+    plugin: api.OptimizeResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = plugin.package / "model.onnx"
+    with pytest.raises(InputError, match="an earlier run wrote the operator SparseAttention_.*for this GPU"):
+        optimized(written, "../other_gpu", target="sm_75")
+    asked: list[KernelSource] = []
+
+    def remembered(requests: Sequence[tuple[KernelSource, str]], *_: object, **__: object) -> list[CompiledKernel]:
+        asked.extend(source for source, _ in requests)
+        raise CompileError(asked[0], "sm_90a", ["too large"])
+
+    monkeypatch.setattr(site_kernels, "compile_kernels", remembered)
+    with pytest.raises(InputError, match="cannot be compiled for sm_90a: too large; optimise the original model"):
+        optimized(written, "../none")
+    resident = plugin.sites[0].planned["resident_blocks"]
+    (node,) = plugin_nodes(onnx.load(written), OPERATORS)
+    assert node.resident == resident
+    assert asked == [attention_source(node.kernel, resident)]
+
+
+@pytest.mark.parametrize("value", ["0", "33", "two", ""])
+def test_how_many_blocks_share_a_multiprocessor_is_a_number(plugin: api.OptimizeResult, value: str) -> None:
+    model = onnx.load(plugin.package / "model.onnx")
+    (noted,) = (p for p in model.metadata_props if p.key.startswith("onnxopt.resident_blocks.SparseAttention_"))
+    noted.value = value
+    with pytest.raises(InputError, match=f"says that '{value}' blocks of an operator share a multiprocessor"):
+        plugin_sites(model)
 
 
 def test_rounding_is_judged_by_its_own_rule(model: Path, plugin: api.OptimizeResult) -> None:
@@ -148,18 +185,6 @@ def test_the_compute_type_is_that_of_the_model_unless_one_is_named(model: Path) 
         assert site.planned["dtype"] == wanted and f"in {wanted} is" in site.reason
 
 
-def test_convolutions_have_the_portable_form_in_either(tmp_path: Path) -> None:
-    path = tmp_path / "shuffle.onnx"
-    path.write_bytes(sample("condensenet_train").to_bytes())
-    forms: tuple[Form, ...] = ("plugin", "portable")
-    plugin, portable = (api.inspect(path, target="sm_90", form=f, cache=tmp_path).sites for f in forms)
-    judged = [(a, b) for a, b in zip(plugin, portable, strict=True) if b.predicted_gain is not None]
-    assert judged
-    for a, b in judged:
-        assert (a.decision, a.predicted_gain, a.rewrite) == (b.decision, b.predicted_gain, b.rewrite)
-        assert a.reason.startswith(f"{b.reason}; there are no kernels for convolutions in this version")
-
-
 def test_a_type_without_kernels_is_a_reason_to_keep(tmp_path: Path) -> None:
     path = tmp_path / "double.onnx"
     path.write_bytes(_in_double(sample("neighbourhood").model).SerializeToString())
@@ -182,11 +207,16 @@ def test_a_site_without_tables_is_kept_with_the_reason(model: Path, monkeypatch:
     assert site.reason == "no table can hold what its kernel needs: its tensors are too large"
 
 
-def test_a_mask_that_depends_on_the_input_is_kept(tmp_path: Path) -> None:
+def test_a_mask_that_depends_on_the_input_is_kept_unless_tile_times_say_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "policy.onnx"
     path.write_bytes(sample("dynamicvit_policy").to_bytes())
-    sites = api.inspect(path, target="sm_90", cache=tmp_path).sites
-    assert any("depends on the model's input" in s.reason for s in sites if s.kind == "attention")
+    reasons: dict[Form, str] = {
+        "portable": "depends on the model's input",
+        "plugin": "dense: every query needs every key;",
+    }
+    for form, reason in reasons.items():
+        (site,) = api.inspect(path, target="sm_90", form=form, cache=tmp_path).sites
+        assert site.decision == "keep" and reason in site.reason
 
 
 class _Compiler:

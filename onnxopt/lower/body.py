@@ -2,39 +2,42 @@
 
 The function takes the operator's inputs, tables included, but computes from tables of its own, those of the portable
 form: the same queries, keys, masks and biases, written for Gather and MatMul instead of for a kernel. It computes in
-float32 whatever the compute type, and its biases are not rounded to that.
+float32 whatever the compute type, and its biases are not rounded to that. Where keys have run-time weights it is the
+part of the model that the operator takes the place of.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, NodeProto, TensorProto, helper
+from onnx import FunctionProto, TensorProto, helper
 
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.discover.operand import Operand, Source
 from onnxopt.lower.attention import lower_attention
-from onnxopt.lower.rewrite import DOMAIN, Rewrite
+from onnxopt.lower.operator_body import operator_function, wide_name, widened_function
+from onnxopt.lower.operator_nodes import tensor_type
+from onnxopt.lower.plugin_nodes import WEIGHT, input_names
+from onnxopt.lower.region_body import region_nodes
+from onnxopt.lower.rewrite import Rewrite
 from onnxopt.lower.split import lower_merge, lower_partials
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.attention import AttentionPlan
 from onnxopt.plan.schedule import AttentionSchedule
 from onnxopt.plan.tables import AttentionTables
-from onnxopt.target.variant import Element
 
 # Names of tensors inside of a function; operands are float32 there.
 _SITE = "body"
-ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1"}
 
 
 @dataclass(frozen=True)
 class Body:
     """A function of standard operators. Its ``rewrite`` computes ``site``, whose tensors are the function's own;
-    ``graph`` has their shapes. With split keys there is no rewrite of the whole: each of two functions has a part.
+    ``graph`` has their shapes. With split keys there is no rewrite of the whole: each of two functions has a part. With
+    run-time weights there is none either, as nothing is written anew.
     """
 
     functions: tuple[FunctionProto, ...]
@@ -43,33 +46,46 @@ class Body:
     rewrite: Rewrite | None
 
 
-def tensor_type(element: Element) -> int:
-    """The ONNX type of tensors that kernels of a compute type read."""
-    return {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}.get(element, TensorProto.FLOAT)
-
-
 def attention_body(
-    site: AttentionSite, schedule: AttentionSchedule, tables: AttentionTables, plan: AttentionPlan, graph: Graph
+    site: AttentionSite, schedule: AttentionSchedule, tables: AttentionTables, plan: AttentionPlan | None, graph: Graph
 ) -> Body:
-    """The functions of a site's operators: one, or two where its key lists are split."""
+    """The functions of a site's operators: one, or two where its key lists are split.
+
+    ``plan`` is needed where the keys are neither split nor weighed at run time. Raises :class:`NoBody` where weighed
+    keys leave no function.
+    """
     narrow = tensor_type(schedule.element)
+    if site.weights is not None:
+        names = input_names(("q", "k", "v", WEIGHT), tables.arrays())
+        nodes = region_nodes(site, graph, narrow)
+        return Body(
+            (operator_function(tables.operator(), names, ["y"], nodes, graph.opset, tables.configuration()),),
+            site,
+            graph,
+            None,
+        )
     own, own_graph = _inner(site, graph, narrow)
     opset = graph.opset
     if tables.merge is None:
+        assert plan is not None
         rewrite = lower_attention(own, plan, own_graph, np.dtype(np.float32))
         names = ["q", "k", "v", *tables.arrays()]
         return Body(
-            (_function(tables.operator(), names, ["y"], rewrite, narrow, opset, tables.configuration()),),
+            (widened_function(tables.operator(), names, ["y"], rewrite, narrow, opset, tables.configuration()),),
             own,
             own_graph,
             rewrite,
         )
     names = ["q", "k", "v", *tables.arrays()]
     partials = lower_partials(own, schedule, tables, own_graph, ("partial", "lse"))
-    first = _function(tables.operator(), names, ["partial", "lse"], partials, narrow, opset, tables.configuration())
+    first = widened_function(
+        tables.operator(), names, ["partial", "lse"], partials, narrow, opset, tables.configuration()
+    )
     merged = lower_merge(own, tables.merge, own_graph, ("partial", "lse"))
     names = ["partial", "lse", *tables.merge.arrays()]
-    second = _function(tables.merge.operator(), names, ["y"], merged, narrow, opset, tables.merge.configuration())
+    second = widened_function(
+        tables.merge.operator(), names, ["y"], merged, narrow, opset, tables.merge.configuration()
+    )
     return Body((first, second), own, own_graph, None)
 
 
@@ -78,12 +94,12 @@ def _inner(site: AttentionSite, graph: Graph, narrow: int) -> tuple[AttentionSit
     operands, values = {}, []
     for name in "qkv":
         operand: Operand = getattr(site, name)
-        inner = _wide(name, narrow)
+        inner = wide_name(name, narrow)
         source, shape = _source(operand, inner, site.batch, graph)
         operands[name] = Operand((source,), operand.width)
         values.append(helper.make_tensor_value_info(inner, TensorProto.FLOAT, shape))
     model = helper.make_model(helper.make_graph([], _SITE, values, []), opset_imports=list(graph.model.opset_import))
-    fields: dict[str, Any] = {"id": _SITE, "output": _wide("y", narrow), **operands}
+    fields: dict[str, Any] = {"id": _SITE, "output": wide_name("y", narrow), **operands}
     return replace(site, **fields), view(model, batch=site.batch)
 
 
@@ -94,33 +110,3 @@ def _source(operand: Operand, name: str, batch: int, graph: Graph) -> tuple[Sour
     shape = graph.shape(first.tensor)
     assert shape is not None
     return replace(first, tensor=name), shape
-
-
-def _wide(name: str, narrow: int) -> str:
-    return name if narrow == TensorProto.FLOAT else f"{name}_float32"
-
-
-def _function(
-    name: str,
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    rewrite: Rewrite,
-    narrow: int,
-    opset: int,
-    configuration: Mapping[str, Any],
-) -> FunctionProto:
-    """A function whose constants are nodes, with casts where its operands are not float32."""
-    nodes: list[NodeProto] = [helper.make_node("Constant", [], [t.name], value=t) for t in rewrite.tables]
-    made = {output for node in rewrite.nodes for output in node.output}
-    read = {i for node in rewrite.nodes for i in node.input}
-    widened = [tensor for tensor in inputs if _wide(tensor, narrow) != tensor and _wide(tensor, narrow) in read]
-    nodes += [helper.make_node("Cast", [t], [_wide(t, narrow)], to=TensorProto.FLOAT) for t in widened]
-    nodes += rewrite.nodes
-    for tensor in outputs:
-        if tensor not in made:
-            nodes.append(helper.make_node("Cast", [_wide(tensor, narrow)], [tensor], to=narrow))
-    function = helper.make_function(
-        DOMAIN, name, list(inputs), list(outputs), nodes, [helper.make_opsetid("", opset)], list(ATTRIBUTES)
-    )
-    function.doc_string = json.dumps(configuration, sort_keys=True, separators=(",", ":"))
-    return function

@@ -2,27 +2,28 @@
 
 The operator reads the tensors of the model where they stand and its tables as constants. Casts stand around it where
 its compute type is not that of the tensors, and a Concat in front where the vectors of an operand stand in several.
+Run-time weights of keys are brought into the operator's form by nodes in front.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from onnx import FunctionProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import FunctionProto, TensorProto
 
-from onnxopt.discover.attention_site import AttentionSite
+from onnxopt.discover.attention_site import AttentionSite, KeyWeights
 from onnxopt.discover.operand import Operand, Source
-from onnxopt.lower.body import ATTRIBUTES, Body, attention_body, tensor_type
-from onnxopt.lower.rewrite import DOMAIN, NODE_PREFIX, Rewrite, table
+from onnxopt.lower.body import Body, attention_body
+from onnxopt.lower.operator_nodes import CAST_LABEL, OperatorNodes, tensor_type
+from onnxopt.lower.plugin_nodes import WEIGHT
+from onnxopt.lower.region_body import check_same_reading
+from onnxopt.lower.rewrite import Rewrite
 from onnxopt.model.graph import Graph, symbolic_batch
 from onnxopt.plan.attention import AttentionPlan
 from onnxopt.plan.schedule import AttentionSchedule
 from onnxopt.plan.tables import AttentionTables
-
-CAST_LABEL = "cast"
 
 
 @dataclass
@@ -31,21 +32,28 @@ class PluginWriter:
 
     graph: Graph
     _bodies: dict[str, tuple[tuple[FunctionProto, ...], tuple[int, ...]]] = field(default_factory=dict)
+    _first: dict[str, AttentionSite] = field(default_factory=dict)
 
     def lower(
-        self, site: AttentionSite, schedule: AttentionSchedule, tables: AttentionTables, plan: AttentionPlan
+        self, site: AttentionSite, schedule: AttentionSchedule, tables: AttentionTables, plan: AttentionPlan | None
     ) -> tuple[Rewrite, Body | None]:
         """The operator's node and what belongs to it, and its body where no earlier site had it.
 
-        ``plan`` is the schedule of the body, where key lists are not split.
+        ``plan`` is the schedule of the body, where key lists are neither split nor weighed at run time. Raises
+        :class:`onnxopt.lower.region_body.NoBody` with the reason where weighed keys leave no body.
         """
         name, body = tables.operator(), None
         if name not in self._bodies:
             body = attention_body(site, schedule, tables, plan, self.graph)
             self._bodies[name] = body.functions, site.output_shape
+            self._first[name] = site
+        elif site.weights is not None:
+            check_same_reading(self._first[name], site)
         functions, shape = self._bodies[name]
         build = _Nodes(site, self.graph, tensor_type(schedule.element))
-        operands = [build.operand(getattr(site, side)) for side in "qkv"]
+        operands = {side: build.operand(getattr(site, side)) for side in "qkv"}
+        if site.weights is not None:
+            operands[WEIGHT] = build.weight(site.weights)
         made = build.attention(tables, operands, shape)
         build.finish(made, shape)
         rewrite = Rewrite(
@@ -54,52 +62,56 @@ class PluginWriter:
         return rewrite, body
 
 
-class _Nodes:
-    """The nodes of one site; tensors are named after the nodes that make them."""
+class _Nodes(OperatorNodes):
+    """The nodes of one attention."""
 
     def __init__(self, site: AttentionSite, graph: Graph, kind: int) -> None:
-        self.site, self.graph, self.kind = site, graph, kind
-        self.prefix = f"{NODE_PREFIX}{site.id}/"
-        self.batch = None if symbolic_batch(graph.model) else site.batch
-        self.nodes: list[NodeProto] = []
-        self.tables: dict[str, TensorProto] = {}
-        self.values: list[ValueInfoProto] = []
-        self._known: dict[tuple[object, ...], str] = {}
+        super().__init__(site.id, graph, kind, None if symbolic_batch(graph.model) else site.batch)
+        self.site = site
 
     def operand(self, operand: Operand) -> str:
         """The tensor that holds the vectors of an operand, in the compute type."""
         if len(operand.sources) == 1:
-            return self._cast(operand.sources[0].tensor)
+            return self.cast(operand.sources[0].tensor)
         key = (operand.sources, operand.width)
         if key not in self._known:
             parts = [self._vectors(source, operand.width) for source in operand.sources]
-            self._known[key] = self._node("Concat", parts, f"join/{len(self.nodes)}", axis=1)
+            self._known[key] = self.node("Concat", parts, f"join/{len(self.nodes)}", axis=1)
         return self._known[key]
 
-    def attention(self, tables: AttentionTables, operands: Sequence[str], shape: Sequence[int]) -> str:
+    def weight(self, weights: KeyWeights) -> str:
+        """The run-time weights as batch x columns in float32, 1 where a key counts."""
+        shape = self.table(np.array([-1, weights.width], np.int64))
+        made, kind = self.node("Reshape", [weights.tensor, shape], "weight"), self.graph.element_type(weights.tensor)
+        if weights.inverted:
+            made = self.node("Not", [made], "weight/inverted")
+        return made if kind == TensorProto.FLOAT else self.node("Cast", [made], "weight/float32", to=TensorProto.FLOAT)
+
+    def attention(self, tables: AttentionTables, operands: Mapping[str, str], shape: Sequence[int]) -> str:
         """The operators of the site; the name of their output, whose shape is that of the operator's body."""
         kernel, merge = tables.kernel, tables.merge
         if merge is None:
-            (made,) = self._own(tables.operator(), operands, tables.arrays(), "attention", [self._result(shape)])
-            self._value(made, self.kind, shape)
+            (made,) = self.own(tables.operator(), operands, tables.arrays(), "attention", [self._result(shape)])
+            self.value(made, self.kind, shape)
             return made
-        first, sums = self._own(
+        first, sums = self.own(
             tables.operator(), operands, tables.arrays(), "attention", [f"{self.prefix}partial", f"{self.prefix}lse"]
         )
-        self._value(first, TensorProto.FLOAT, [self.site.batch, kernel.slots, kernel.value_width])
-        self._value(sums, TensorProto.FLOAT, [self.site.batch, kernel.slots])
-        (made,) = self._own(merge.operator(), [first, sums], merge.arrays(), "merge", [self._result(shape)])
-        self._value(made, self.kind, shape)
+        self.value(first, TensorProto.FLOAT, [self.site.batch, kernel.slots, kernel.value_width])
+        self.value(sums, TensorProto.FLOAT, [self.site.batch, kernel.slots])
+        halves = {"partial": first, "lse": sums}
+        (made,) = self.own(merge.operator(), halves, merge.arrays(), "merge", [self._result(shape)])
+        self.value(made, self.kind, shape)
         return made
 
     def finish(self, made: str, shape: Sequence[int]) -> None:
         """Bring the result into the shape and the type that the site's output has in the model."""
         site = self.site
         if tuple(shape[1:]) != tuple(site.output_shape[1:]):
-            target = self._table(np.array([-1, *site.output_shape[1:]], np.int64))
-            made = self._node("Reshape", [made, target], "shape", None if self._is_cast else site.output)
+            target = self.table(np.array([-1, *site.output_shape[1:]], np.int64))
+            made = self.node("Reshape", [made, target], "shape", None if self._is_cast else site.output)
         if self._is_cast:
-            self._node("Cast", [made], f"{CAST_LABEL}/output", site.output, to=self._outer)
+            self.node("Cast", [made], f"{CAST_LABEL}/output", site.output, to=self._outer)
 
     @property
     def _outer(self) -> int:
@@ -115,41 +127,5 @@ class _Nodes:
         return f"{self.prefix}y" if follows else self.site.output
 
     def _vectors(self, source: Source, width: int) -> str:
-        shape = self._table(np.array([-1, source.rows * source.channels // width, width], np.int64))
-        return self._node("Reshape", [self._cast(source.tensor), shape], f"vectors/{len(self.nodes)}")
-
-    def _cast(self, tensor: str) -> str:
-        if self.graph.element_type(tensor) == self.kind:
-            return tensor
-        key = (tensor,)
-        if key not in self._known:
-            self._known[key] = self._node("Cast", [tensor], f"{CAST_LABEL}/{len(self.nodes)}", to=self.kind)
-        return self._known[key]
-
-    def _own(
-        self,
-        operator: str,
-        operands: Sequence[str],
-        arrays: Mapping[str, np.ndarray],
-        label: str,
-        outputs: Sequence[str],
-    ) -> Sequence[str]:
-        inputs = [*operands, *(self._table(array) for array in arrays.values())]
-        name = self.prefix + label
-        self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, domain=DOMAIN, **ATTRIBUTES))
-        return outputs
-
-    def _node(self, kind: str, inputs: Sequence[str], label: str, output: str | None = None, **more: Any) -> str:
-        name = self.prefix + label
-        self.nodes.append(helper.make_node(kind, list(inputs), [output or name], name=name, **more))
-        return output or name
-
-    def _table(self, array: np.ndarray) -> str:
-        tensor = table(array)
-        self.tables[tensor.name] = tensor
-        return tensor.name
-
-    def _value(self, name: str, kind: int, shape: Sequence[int]) -> None:
-        """Declare a tensor, whose first size is open where the batch is."""
-        first = None if self.batch is None else shape[0]
-        self.values.append(helper.make_tensor_value_info(name, kind, [first, *shape[1:]]))
+        shape = self.table(np.array([-1, source.rows * source.channels // width, width], np.int64))
+        return self.node("Reshape", [self.cast(source.tensor), shape], f"vectors/{len(self.nodes)}")

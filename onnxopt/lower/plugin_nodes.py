@@ -7,7 +7,7 @@ anyone: a node that is not what its name says is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,33 @@ from onnxopt.errors import InputError
 from onnxopt.lower.rewrite import DOMAIN, NODE_PREFIX, is_plugin_node
 from onnxopt.plan.tables.types import configuration_of, operator_name
 
-_ATTENTION, _MERGE = "SparseAttention", "MergeAttention"
-_OPERANDS = {_ATTENTION: ("q", "k", "v"), _MERGE: ("partial", "lse")}
+_ATTENTION, MERGE_ATTENTION = "SparseAttention", "MergeAttention"
+GROUP_CONV, SUM_CONV, SLICES = "GroupConv", "SumConv", "ConvSlices"
+# What the steps of convolution algorithms start from.
+FIRST_OPERANDS: Mapping[str, str] = {
+    "ConvScalar": "x",
+    "ConvUnfold": "x",
+    "ConvProduct": "columns",
+    "ConvShiftAdd": "products",
+    "ConvDirect": "x",
+    SLICES: "x",
+    "WinogradInput": "x",
+    "WinogradOutput": "products",
+    SUM_CONV: "partial",
+}
+_OPERANDS = {
+    _ATTENTION: ("q", "k", "v"),
+    MERGE_ATTENTION: ("partial", "lse"),
+    GROUP_CONV: ("x",),
+    **{operator: (name,) for operator, name in FIRST_OPERANDS.items()},
+}
+WEIGHT, RESIDUAL = "weight", "residual"
+OPERATORS = tuple(_OPERANDS)
+# Operands that stand among the tables, and what they stand in front of; behind all tables where there is nothing of it.
+_AMONG_TABLES = {WEIGHT: ("columns",), RESIDUAL: ("jobs", "sum_begin")}
+_RESIDENT = "onnxopt.resident_blocks."
+# No multiprocessor holds more blocks.
+_BLOCKS = tuple(map(str, range(1, 33)))
 _OPTIMIZE = "optimize the original model again"
 
 
@@ -27,7 +52,8 @@ _OPTIMIZE = "optimize the original model again"
 class PluginNode:
     """A node of the domain ``onnxopt``: its operator, configuration, tables, and the tensors around it.
 
-    ``operands`` are the model's tensors by the name of the operator's input; ``tables`` have the operator's order.
+    ``operands`` are the model's tensors by the name of the operator's input, run-time weights of keys among them;
+    ``tables`` have the operator's order. ``resident`` is how many blocks its plan counts on for each multiprocessor.
     """
 
     name: str
@@ -36,6 +62,7 @@ class PluginNode:
     operands: Mapping[str, str]
     tables: Mapping[str, np.ndarray] = field(repr=False)
     outputs: tuple[str, ...]
+    resident: int = 1
 
     @property
     def kernel(self) -> Mapping[str, Any]:
@@ -64,37 +91,76 @@ def plugin_sites(model: ModelProto) -> tuple[PluginSite, ...]:
     Raises InputError for a node without a body, one whose configuration or tables are not those that it is named
     after, and a merge without its first half.
     """
-    functions = {f.name: f for f in model.functions if f.domain == DOMAIN}
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    nodes = [_read(node, functions, constants) for node in model.graph.node if is_plugin_node(node)]
-    merges = {node.operands["partial"]: node for node in nodes if node.configuration["operator"] == _MERGE}
+    nodes = plugin_nodes(model, (_ATTENTION, MERGE_ATTENTION))
+    merges = {node.operands["partial"]: node for node in nodes if node.configuration["operator"] == MERGE_ATTENTION}
     sites = []
     for node in nodes:
-        if node.configuration["operator"] == _MERGE:
+        if node.configuration["operator"] == MERGE_ATTENTION:
             continue
         merge = merges.pop(node.outputs[0], None)
         if bool(node.kernel.get("split")) != (merge is not None):
             raise InputError(f"node '{node.name}': a merge belongs to split keys and to nothing else; {_OPTIMIZE}")
-        sites.append(PluginSite(node.name.removeprefix(NODE_PREFIX).rpartition("/")[0], node, merge))
+        sites.append(PluginSite(site_of(node), node, merge))
     if merges:
         raise InputError(f"node '{next(iter(merges.values())).name}': nothing makes its partial results; {_OPTIMIZE}")
     return tuple(sites)
 
 
-def _read(node: NodeProto, functions: Mapping[str, FunctionProto], constants: Mapping[str, TensorProto]) -> PluginNode:
+def plugin_nodes(model: ModelProto, operators: Sequence[str]) -> list[PluginNode]:
+    """The nodes of some operators (without their hash), in the order of the graph; InputError for any that is bad."""
+    functions = {f.name: f for f in model.functions if f.domain == DOMAIN}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    resident = _resident_blocks(model)
+    nodes = (_read(node, functions, constants, resident) for node in model.graph.node if is_plugin_node(node))
+    return [node for node in nodes if node.configuration["operator"] in operators]
+
+
+def site_of(node: PluginNode) -> str:
+    """The site that a node was written for."""
+    return node.name.removeprefix(NODE_PREFIX).rpartition("/")[0]
+
+
+def note_resident_blocks(model: ModelProto, blocks: Mapping[str, int]) -> None:
+    """Write beside a model's operators how many of their blocks share a multiprocessor, for who compiles its kernels.
+
+    It belongs to no configuration: what an operator computes does not depend on it.
+    """
+    known = _resident_blocks(model)
+    for operator in sorted(set(blocks) - set(known)):
+        model.metadata_props.add(key=f"{_RESIDENT}{operator}", value=str(blocks[operator]))
+
+
+def _resident_blocks(model: ModelProto) -> dict[str, int]:
+    noted = {p.key.removeprefix(_RESIDENT): p.value for p in model.metadata_props if p.key.startswith(_RESIDENT)}
+    wrong = next((value for value in noted.values() if value not in _BLOCKS), None)
+    if wrong is not None:
+        raise InputError(
+            f"the model says that {wrong[:20]!r} blocks of an operator share a multiprocessor; allowed: 1 to "
+            f"{len(_BLOCKS)}; {_OPTIMIZE}"
+        )
+    return {operator: int(value) for operator, value in noted.items()}
+
+
+def _read(
+    node: NodeProto,
+    functions: Mapping[str, FunctionProto],
+    constants: Mapping[str, TensorProto],
+    resident: Mapping[str, int],
+) -> PluginNode:
     label = f"node '{node.name or (node.output[0] if node.output else '')}' ({node.op_type})"
     function = functions.get(node.op_type)
     if function is None:
         raise InputError(f"{label}: the model has no body of this operator; {_OPTIMIZE}")
     configuration = _configuration(label, function)
-    names, outputs = _OPERANDS[configuration["operator"]], 1 + bool(configuration["kernel"].get("split"))
-    if len(node.input) != len(function.input) or tuple(function.input[: len(names)]) != names:
+    names, outputs = _operands(configuration), 1 + bool(configuration["kernel"].get("split"))
+    tabled = [name for name in function.input if name not in names]
+    if len(node.input) != len(function.input) or input_names(names, tabled) != list(function.input):
         raise InputError(f"{label}: its inputs are not those of its body; {_OPTIMIZE}")
     if len(node.output) != (outputs if configuration["operator"] == _ATTENTION else 1):
         raise InputError(f"{label}: it has {len(node.output)} outputs, expected {outputs}; {_OPTIMIZE}")
     given = dict(zip(function.input, node.input, strict=True))
     tables = {}
-    for name in list(function.input)[len(names) :]:
+    for name in tabled:
         tensor = constants.get(given[name])
         if tensor is None:
             raise InputError(f"{label}: its table '{name}' is no constant of the model; {_OPTIMIZE}")
@@ -103,7 +169,29 @@ def _read(node: NodeProto, functions: Mapping[str, FunctionProto], constants: Ma
     if rebuilt != configuration or operator_name(rebuilt) != node.op_type:
         raise InputError(f"{label}: its tables or its configuration are not those that it is named after; {_OPTIMIZE}")
     operands = {name: given[name] for name in names}
-    return PluginNode(node.name, node.op_type, configuration, operands, tables, tuple(node.output))
+    blocks = resident.get(node.op_type, 1)
+    return PluginNode(node.name, node.op_type, configuration, operands, tables, tuple(node.output), blocks)
+
+
+def input_names(operands: Sequence[str], tables: Iterable[str]) -> list[str]:
+    """The inputs of an operator in their order: some operands stand among the tables."""
+    names = [name for name in operands if name not in _AMONG_TABLES]
+    for table in tables:
+        names += [name for name, followers in _AMONG_TABLES.items() if name in operands and table in followers]
+        names.append(table)
+    return [*names, *(name for name in operands if name not in names)]
+
+
+def _operands(configuration: Mapping[str, Any]) -> tuple[str, ...]:
+    operator, kernel = configuration["operator"], configuration["kernel"]
+    names = _OPERANDS[operator]
+    if operator == _ATTENTION and kernel.get("weights"):
+        return (*names, WEIGHT)
+    # Of a convolution in two halves the second adds the residual.
+    added = kernel.get("residual") and (
+        operator in FIRST_OPERANDS or (operator == GROUP_CONV and not kernel.get("split"))
+    )
+    return (*names, RESIDUAL) if added else names
 
 
 def _configuration(label: str, function: FunctionProto) -> dict[str, Any]:

@@ -67,7 +67,9 @@ def plan_attention_kernel(
     needed = sum(len(p.heads) * int(p.lists.lengths[rows].sum()) for p in patterns)
     moved = moved_bytes(site, rows, element)
     orders = [pattern.orders for pattern in patterns]
-    space = StripSpace(orders, cost, objective, cost.launch_us + cost.bytes_floor_us(moved), table)
+    floor_us = cost.launch_us + cost.bytes_floor_us(moved)
+    # The tables of run-time weights say nothing about parts of a softmax.
+    space = StripSpace(orders, cost, objective, floor_us, table, splits=site.weights is None)
     others = [pattern.others for pattern in patterns]
     found = fastest(space, others) if objective == "time" else fewest_pairs_of(space)
     bound_us = cost.bound_us(float(needed), moved)

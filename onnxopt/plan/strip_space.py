@@ -40,8 +40,11 @@ class StripSpace:
         objective: Objective,
         floor_us: float,
         table: PriceTable | None = None,
+        *,
+        splits: bool = True,
     ) -> None:
-        """``table`` shares prices among spaces of one cost and objective."""
+        """``table`` shares prices among spaces of one cost and objective; ``splits`` allows key lists to be split."""
+        self._splits = _SPLITS if splits and objective == "time" else ()
         self.patterns: Sequence[Sequence[Order]] = patterns
         self.cost = cost
         self.objective = objective
@@ -66,7 +69,7 @@ class StripSpace:
     def settings(self) -> list[Setting]:
         """Every setting in which some variant can run; lists are split where that may shorten the longest strip."""
         longest = max((int(orders[0].intervals.keys[:, 0].max(initial=0)) for orders in self.patterns), default=0)
-        splits = [keys for keys in _SPLITS if longest >= 2 * keys] if self.objective == "time" else []
+        splits = [keys for keys in self._splits if longest >= 2 * keys]
         result = []
         for threads, path in sorted({(v.threads, v.path) for v in self.variants}):
             most = max(

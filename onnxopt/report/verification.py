@@ -53,7 +53,7 @@ def _show_kernels(console: Console, kernels: Sequence[KernelReport] | None) -> N
     table = make_table("", columns, ["sites", "compiled for", "verdict"])
     for kernel in kernels:
         worst = kernel.worst
-        errors = ["", ""] if worst is None else [f"{worst.max_error:.2g}", f"{worst.max_bound:.2g}"]
+        errors = ["", ""] if worst is None else [worst.shown_error(), f"{worst.max_bound:.2g}"]
         name = ", ".join(kernel.sites) + (" (merge)" if kernel.operator.startswith("Merge") else "")
         verdict = cell("ok" if kernel.passed else "off")
         counts = (str(kernel.jobs), str(len(kernel.orders)))

@@ -33,7 +33,7 @@ class KernelReport:
     @property
     def worst(self) -> Judgement | None:
         """The judgement that is furthest off, as a share of what is allowed; failed ones first."""
-        return max(self.judgements, key=lambda j: (not j.passed, j.max_error / (j.max_bound or 1.0)), default=None)
+        return max(self.judgements, key=Judgement.severity, default=None)
 
     def explain(self) -> str:
         """Why it failed, or how far within the rule it is."""

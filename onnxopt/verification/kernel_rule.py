@@ -36,7 +36,11 @@ class Operands:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Errors of one output as shares of the largest value expected, and what the rule allows."""
+    """Errors of one output as shares of the largest value expected, and what the rule allows.
+
+    ``nonfinite`` elements are NaN or infinite where the reference is not, or the other way round; the errors are then
+    NaN, or infinite where no NaN is among them.
+    """
 
     elements: int
     max_error: float
@@ -44,6 +48,7 @@ class Judgement:
     max_bound: float
     rms_bound: float
     problem: str = ""
+    nonfinite: int = 0
 
     @property
     def passed(self) -> bool:
@@ -51,8 +56,22 @@ class Judgement:
         return not self.problem and self.max_error <= self.max_bound and self.rms_error <= self.rms_bound
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of a report."""
-        return {"passed": self.passed, **{key: value for key, value in vars(self).items() if key != "problem" or value}}
+        """The fields of a report; errors that are no numbers are null, as JSON has none of these."""
+        fields = {key: value for key, value in vars(self).items() if key not in ("problem", "nonfinite") or value}
+        errors = {key: None for key in ("max_error", "rms_error") if not np.isfinite(fields[key])}
+        return {"passed": self.passed, **fields, **errors}
+
+    def severity(self) -> tuple[bool, int, float]:
+        """How bad it is, to be compared: failed ones above all, then those with elements that are no numbers."""
+        share = 0.0 if self.nonfinite else self.max_error / (self.max_bound or 1.0)
+        return not self.passed, self.nonfinite, share
+
+    def shown_error(self) -> str:
+        """The largest error in two digits; where elements are no numbers, what they are and how many."""
+        if not self.nonfinite:
+            return f"{self.max_error:.2g}"
+        kind = "NaN" if np.isnan(self.max_error) else "infinite"
+        return f"{kind} ({self.nonfinite:,} of {self.elements:,})"
 
     def explain(self) -> str:
         """Why it failed, or how far within the rule it is."""
@@ -163,10 +182,28 @@ def judge_attention(
 def judge_merge(
     kernel: Mapping[str, Any], tables: Mapping[str, Array], partial: Array, lse: Array, found: Array
 ) -> Judgement:
-    """The judgement of merged results; ``found`` is batch x elements."""
-    expected = merge_attention(kernel, tables, partial, lse)
-    plain = _result(kernel["element"], merge_attention(kernel, tables, partial, lse, np.float32))
-    return judged(expected, plain, np.asarray(found).reshape(expected.shape))
+    """The judgement of merged results; ``found`` is batch x elements.
+
+    Where ``merges`` are some lines of the operator's, the places of all others must be NaN still.
+    """
+    width, stride = kernel["value_width"], kernel["y"][1]
+    lines = np.array(tables["merges"])
+    places = (lines[:, 2].astype(np.int64)[:, None] + np.arange(width) * stride).reshape(-1)
+    # The same results one after the other, so that those of some lines are an output of their own.
+    lines[:, 2] = np.arange(len(lines)) * width
+    own = {**kernel, "y": [len(lines) * width, 1]}
+    expected = merge_attention(own, {"merges": lines}, partial, lse)
+    plain = _result(kernel["element"], merge_attention(own, {"merges": lines}, partial, lse, np.float32))
+    found = np.asarray(found).reshape(len(expected), -1)
+    judgement = judged(expected, plain, found[:, places])
+    others = np.ones(found.shape[1], bool)
+    others[places] = False
+    stray = np.argwhere(~np.isnan(found[:, others]))
+    if not len(stray) or not judgement.passed:
+        return judgement
+    element = int(np.flatnonzero(others)[stray[0][1]])
+    problem = f"element {element} of batch element {stray[0][0]} was written, which no line of the launch should do"
+    return replace(judgement, problem=problem)
 
 
 def judged(expected: Array, plain: Array, found: Array) -> Judgement:
@@ -178,27 +215,36 @@ def judged(expected: Array, plain: Array, found: Array) -> Judgement:
     finite = np.isfinite(expected)
     count = int(finite.sum())
     scale = float(np.abs(expected[finite]).max(initial=0.0)) or 1.0
-    problem = _nonfinite(expected, found)
-    if problem or not count:
-        return Judgement(count, 0.0, 0.0, 0.0, 0.0, problem)
+    problem, error, nonfinite = _nonfinite(expected, found)
+    if problem:
+        return Judgement(expected.size, error, error, *_bounds(expected, plain, finite, scale), problem, nonfinite)
+    if not count:
+        return Judgement(count, 0.0, 0.0, 0.0, 0.0)
     errors = np.abs(found[finite] - expected[finite]) / scale
+    bounds = _bounds(expected, plain, finite, scale)
+    return Judgement(count, float(errors.max()), float(np.sqrt(np.mean(errors**2))), *bounds)
+
+
+def _bounds(expected: Array, plain: Array, finite: Array, scale: float) -> tuple[float, float]:
+    """The largest error and the root mean square that the rule allows; 0 where no element is finite."""
+    if not finite.any():
+        return 0.0, 0.0
     own = np.abs(plain[finite] - expected[finite]) / scale
-    return Judgement(
-        count,
-        float(errors.max()),
-        float(np.sqrt(np.mean(errors**2))),
+    return (
         ERROR_RATIO * float(own.max()) + ERROR_FLOOR,
         ERROR_RATIO * float(np.sqrt(np.mean(own**2))) + ERROR_FLOOR,
     )
 
 
-def _nonfinite(expected: Array, found: Array) -> str:
-    for what, test in (("NaN", np.isnan), ("infinite", np.isinf)):
+def _nonfinite(expected: Array, found: Array) -> tuple[str, float, int]:
+    """What stands where it should not, as a sentence, an error and a count; empty where all is well."""
+    for what, error, test in (("NaN", np.nan, np.isnan), ("infinite", np.inf, np.isinf)):
         wrong = np.argwhere(test(expected) != test(found))
         if len(wrong):
             place = tuple(int(i) for i in wrong[0])
-            return f"element {place} is {found[place]}, expected {expected[place]} ({len(wrong):,} differ in {what})"
-    return ""
+            text = f"element {place} is {found[place]}, expected {expected[place]} ({len(wrong):,} differ in {what})"
+            return text, error, len(wrong)
+    return "", 0.0, 0
 
 
 def _result(element: str, values: Array) -> Array:

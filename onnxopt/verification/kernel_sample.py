@@ -13,6 +13,10 @@ Array = npt.NDArray[Any]
 _VARIANT, _ROW_COUNT, _KEY_COUNT, _TILE_BEGIN, _EXTRA_COUNT = 0, 3, 5, 7, 13
 # Tiles of a job beyond this many repeat what the earlier ones showed: stages of the pipeline come round again.
 _TELLING_TILES = 5
+# Enough elements that the largest error is no matter of luck.
+_LEAST_ELEMENTS = 2000
+# Of merges: those with the fewest, the next fewest and the most slots.
+_SURE_KINDS = 3
 
 
 def sample_jobs(kernel: Mapping[str, Any], tables: Mapping[str, Array], pairs: int) -> Array:
@@ -37,7 +41,38 @@ def sample_jobs(kernel: Mapping[str, Any], tables: Mapping[str, Array], pairs: i
     return np.array(sorted(chosen + _more(jobs, cost, chosen, kernel["value_width"], pairs - spent)))
 
 
-def _more(jobs: Array, cost: Array, chosen: list[int], width: int, pairs: int, least: int = 2000) -> list[int]:
+def sample_merges(
+    merges: Array, width: int, pieces: int, *, multiple_of: int = 1, least: int = _LEAST_ELEMENTS
+) -> Array:
+    """Numbers of lines of a merge, ascending: the first and the last line of every number of slots.
+
+    The lines with the fewest slots (0 where there are any), the next fewest and the most are always there; of the
+    others as many as ``pieces`` slots allow. With few elements more lines follow. Where lines are left, there is a
+    multiple of ``multiple_of``.
+    """
+    counts = np.asarray(merges)[:, 1].astype(np.int64)
+    distinct, first = np.unique(counts, return_index=True)
+    last = len(counts) - 1 - np.unique(counts[::-1], return_index=True)[1]
+    kinds = dict.fromkeys([0, min(1, len(distinct) - 1), len(distinct) - 1, *range(len(distinct))])
+    chosen: dict[int, None] = {}
+    spent = 0
+    for place, kind in enumerate(kinds):
+        own = dict.fromkeys([int(first[kind]), int(last[kind])])
+        cost = len(own) * int(distinct[kind])
+        if place < _SURE_KINDS or spent + cost <= pieces:
+            chosen.update(own)
+            spent += cost
+    for number in np.argsort(counts, kind="stable").tolist():
+        if len(chosen) * width >= least and len(chosen) % multiple_of == 0:
+            break
+        if counts[number] or len(chosen) % multiple_of:
+            chosen.setdefault(number)
+    return np.array(sorted(chosen))
+
+
+def _more(
+    jobs: Array, cost: Array, chosen: list[int], width: int, pairs: int, least: int = _LEAST_ELEMENTS
+) -> list[int]:
     """Further jobs, cheapest first, until there are ``least`` elements to compare."""
     have, further = int(jobs[chosen, _ROW_COUNT].sum()) * width, []
     taken = set(chosen)

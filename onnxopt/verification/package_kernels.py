@@ -7,8 +7,9 @@ whatever a kernel does wrong is a finding, not the end of the run.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,16 @@ from onnxopt.errors import InputError, MissingError, OnnxOptError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.cubin import CubinError, kernel_figures
 from onnxopt.kernels.report import ReportError, ResourceReport, published_shared
-from onnxopt.kernels.source import attention_source, merge_source
-from onnxopt.lower.plugin_nodes import PluginNode, plugin_sites
+from onnxopt.lower.plugin_convolutions import plugin_convolutions
+from onnxopt.lower.plugin_nodes import GROUP_CONV, MERGE_ATTENTION, SUM_CONV, PluginNode, plugin_sites
 from onnxopt.model.files import read_file
 from onnxopt.model.read import read_model
 from onnxopt.package import PLUGIN
-from onnxopt.site_kernels import FOLDER, cubin_name, ptx_name
-from onnxopt.validate import PlanError, validate_attention_launch
+from onnxopt.site_kernels import FOLDER, cubin_name, ptx_name, source_of
+from onnxopt.validate import PlanError, validate_attention_launch, validate_conv_launch
+from onnxopt.verification.conv_kernels import check_group_conv, check_sum_conv
 from onnxopt.verification.kernel_report import KernelReport
-from onnxopt.verification.kernels import ORDERS, PAIRS, check_attention, check_merge
+from onnxopt.verification.kernels import ORDERS, PAIRS, KernelCheck, check_attention, check_merge
 
 Progress = Callable[[int, int], None]
 """Told how many kernels have been run, and of how many."""
@@ -39,10 +41,9 @@ _TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
 
 @dataclass(frozen=True, eq=False)
 class _Operator:
-    """One operator of the model: the first node that uses it, the node that merges after it, and all its sites."""
+    """One operator of the model: a node that uses it, and all its sites."""
 
     node: PluginNode
-    merge: PluginNode | None
     sites: tuple[str, ...]
 
 
@@ -89,17 +90,20 @@ def check_kernels(package: Path) -> set[str]:
 def _operators(package: Path) -> list[_Operator]:
     """Every distinct operator of the model, in the order of the graph."""
     found: dict[str, _Operator] = {}
-    for site in plugin_sites(read_model(checked_file(package, PLUGIN))):
-        pair = None if site.merge is None else (site.merge.kernel, site.merge.tables)
+    model = read_model(checked_file(package, PLUGIN))
+    halves: list[tuple[str, PluginNode, PluginNode | None, Callable[[Any, Any, Any], None]]] = [
+        (site.site, site.attention, site.merge, validate_attention_launch) for site in plugin_sites(model)
+    ]
+    halves += [(site.site, site.convolution, site.sum, validate_conv_launch) for site in plugin_convolutions(model)]
+    for site, first, second, validate in halves:
         try:
-            validate_attention_launch(site.attention.kernel, site.attention.tables, pair)
+            validate(first.kernel, first.tables, None if second is None else (second.kernel, second.tables))
         except PlanError as error:
-            raise InputError(f"{package / PLUGIN}: {site.site}: {error}; optimize the original model again") from None
-        for node, merge in ((site.attention, site.merge), (site.merge, None)):
+            raise InputError(f"{package / PLUGIN}: {site}: {error}; optimize the original model again") from None
+        for node in (first, second):
             if node is not None:
                 known = found.get(node.operator)
-                sites = (*known.sites, site.site) if known else (site.site,)
-                found[node.operator] = _Operator(node, merge, sites)
+                found[node.operator] = _Operator(node, (*known.sites, site) if known else (site,))
     return list(found.values())
 
 
@@ -113,23 +117,30 @@ def _checked(
 ) -> KernelReport:
     node = operator.node
     architecture = _architecture(package, listed, node.operator)
-    merging = node.configuration["operator"] == "MergeAttention"
-    batch = 2 if _elements(node.kernel, merging) <= _ELEMENTS_FOR_TWO else 1
+    batch = 2 if _elements(node) <= _ELEMENTS_FOR_TWO else 1
     unrun = KernelReport(node.operator, operator.sites, architecture, 0, batch, tuple(orders), ())
     try:
-        compiled = _read(package, node, architecture, merging)
-        if merging:
-            merges = node.tables["merges"]
-            check = check_merge(compiled, node.kernel, merges, batch=batch, orders=orders, cache=cache)
-        else:
-            check = check_attention(
-                compiled, node.kernel, node.tables, batch=batch, pairs=pairs, orders=orders, cache=cache
-            )
+        compiled = _read(package, node, architecture)
+        check = _check(compiled, node, batch, pairs, orders, cache)
     except (InputError, MissingError):
         raise
     except (OnnxOptError, CubinError) as error:
         return replace(unrun, problem=str(error))
     return replace(unrun, jobs=check.jobs, judgements=check.judgements)
+
+
+def _check(
+    compiled: CompiledKernel, node: PluginNode, batch: int, pairs: int, orders: Sequence[int], cache: Path | None
+) -> KernelCheck:
+    """Run an operator's kernel on its tables."""
+    operator, kernel, tables = node.configuration["operator"], node.kernel, node.tables
+    if operator == MERGE_ATTENTION:
+        return check_merge(compiled, kernel, tables["merges"], batch=batch, orders=orders, cache=cache)
+    if operator == SUM_CONV:
+        return check_sum_conv(compiled, kernel, tables, batch=batch, orders=orders, cache=cache)
+    if operator == GROUP_CONV:
+        return check_group_conv(compiled, kernel, tables, batch=batch, orders=orders, cache=cache)
+    return check_attention(compiled, kernel, tables, batch=batch, pairs=pairs, orders=orders, cache=cache)
 
 
 def _architecture(package: Path, listed: set[str], operator: str) -> str:
@@ -143,13 +154,13 @@ def _architecture(package: Path, listed: set[str], operator: str) -> str:
     return found[0]
 
 
-def _read(package: Path, node: PluginNode, architecture: str, merging: bool) -> CompiledKernel:
+def _read(package: Path, node: PluginNode, architecture: str) -> CompiledKernel:
     """The kernel of an operator as the package has it.
 
     Raises InputError where a file is not what the manifest says; :class:`CubinError` or ReportError where machine code
     and PTX are not of one kernel.
     """
-    source = merge_source(node.kernel) if merging else attention_source(node.kernel, resident=1)
+    source = source_of(node)
     files = (cubin_name(node.operator, architecture), ptx_name(node.operator))
     cubin, text = (read_file(checked_file(package, name), _MOST_CODE_BYTES) for name in files)
     try:
@@ -166,8 +177,12 @@ def _read(package: Path, node: PluginNode, architecture: str, merging: bool) -> 
     return CompiledKernel(source, architecture, cubin, ptx, report, "")
 
 
-def _elements(kernel: Mapping[str, Any], merging: bool) -> int:
+def _elements(node: PluginNode) -> int:
     """Elements of the model's tensors and of partial results that one batch element has."""
-    tensors: int = sum(kernel[name][0] for name in ("y" if merging else "qkvy"))
+    operator, kernel = node.configuration["operator"], node.kernel
+    if operator in (GROUP_CONV, SUM_CONV):
+        made: int = (kernel["output_channels"] + kernel["slots"]) * prod(kernel["output_size"])
+        return made if operator == SUM_CONV else made + kernel["input_channels"] * prod(kernel["input_size"])
+    tensors: int = sum(kernel[name][0] for name in ("y" if operator == MERGE_ATTENTION else "qkvy"))
     partial: int = kernel["slots"] * kernel["value_width"]
     return tensors + partial

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from onnxopt.lower.plugin import CAST_LABEL
+from onnxopt.lower.operator_nodes import CAST_LABEL
 from onnxopt.lower.rewrite import DOMAIN, NODE_PREFIX, copy_of
 from onnxopt.model.graph import attribute
 from onnxopt.verification.compare import Array

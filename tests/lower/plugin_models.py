@@ -44,9 +44,8 @@ def in_plugin_form(model: onnx.ModelProto, cut: Cut) -> onnx.ModelProto:
     """A model with all its attention in the plugin form, whether or not that pays."""
     found = discover(model)
     writer = PluginWriter(found.graph)
-    return apply_rewrites(
-        model, [lowered(writer, site, cut(site), found.graph) for site in found.attention if not site.runtime]
-    )
+    fixed = [site for site in found.attention if not site.runtime or site.weights is not None]
+    return apply_rewrites(model, [lowered(writer, site, cut(site), found.graph) for site in fixed])
 
 
 def model_of(site: AttentionSite, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
@@ -79,5 +78,6 @@ def by_reference(plugin: PluginSite, tensors: Mapping[str, NDArray[Any]]) -> NDA
     pair = None if merge is None else (merge.kernel, merge.tables)
     validate_attention_launch(node.kernel, node.tables, pair)
     q, k, v = (tensors[node.operands[name]] for name in "qkv")
-    results = sparse_attention(node.kernel, node.tables, q, k, v)
+    weight = tensors[node.operands["weight"]] if node.kernel["weights"] else None
+    results = sparse_attention(node.kernel, node.tables, q, k, v, weight)
     return results[0] if merge is None else merge_attention(merge.kernel, merge.tables, *results)
