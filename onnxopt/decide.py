@@ -14,6 +14,8 @@ import numpy as np
 from onnx import ModelProto
 
 from onnxopt.discover.attention_site import AttentionSite, EmptyRow, count
+from onnxopt.discover.conv_fusion import ConvFusion
+from onnxopt.discover.conv_site import ConvSite
 from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.lower.rewrite import Rewrite, is_own_node, rewritten_part
@@ -24,8 +26,9 @@ from onnxopt.measure.records import Record, RecordStore
 from onnxopt.measure.sessions import time_models, time_regions
 from onnxopt.measure.timing import PairTiming, TimingLimits
 from onnxopt.model.graph import Graph, view
+from onnxopt.plan.algorithms.tables import StepTables
 from onnxopt.plan.estimate import cpu_seconds, data_work, gpu_seconds
-from onnxopt.plan.tables import AttentionTables
+from onnxopt.plan.tables import AttentionTables, ConvTables, ConvWork
 from onnxopt.report.picture import Picture
 from onnxopt.target import Target
 from onnxopt.target.variant import Element
@@ -60,6 +63,31 @@ class PluginSource:
 
 
 @dataclass(frozen=True)
+class ConvSource:
+    """What a convolution in the plugin form was written from: its work and its tables.
+
+    ``resident`` is the number of blocks that the schedule counts on for each multiprocessor. ``site`` and ``fusion``
+    are there to plan it again.
+    """
+
+    site: ConvSite
+    fusion: ConvFusion
+    work: ConvWork
+    tables: ConvTables
+    resident: int = 1
+
+
+@dataclass(frozen=True)
+class AlgorithmSource:
+    """What a convolution as steps of an algorithm was written from: its work, and the steps with their constants."""
+
+    site: ConvSite
+    work: ConvWork
+    algorithm: str
+    steps: tuple[StepTables, ...]
+
+
+@dataclass(frozen=True)
 class SiteKernel:
     """The compiled kernel of an operator of a site."""
 
@@ -81,7 +109,7 @@ class SiteReport:
     planned: dict[str, Any] = field(default_factory=dict)
     draw: Drawing | None = field(default=None, compare=False)
     rewrite: Rewrite | None = None
-    plugin: PluginSource | None = field(default=None, compare=False)
+    plugin: PluginSource | ConvSource | AlgorithmSource | None = field(default=None, compare=False)
     kernels: tuple[SiteKernel, ...] = field(default=(), compare=False)
 
     def inspected(self) -> dict[str, Any]:

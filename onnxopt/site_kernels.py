@@ -7,16 +7,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from onnxopt.decide import PluginSource, SiteKernel, SiteReport
+from onnx import ModelProto
+
+from onnxopt.decide import AlgorithmSource, ConvSource, PluginSource, SiteKernel, SiteReport
 from onnxopt.errors import InputError, MissingError
+from onnxopt.kernels.algorithm_source import ALGORITHM_FILES, algorithm_source
 from onnxopt.kernels.compilation import CompiledKernel, architecture_for
 from onnxopt.kernels.compiler import CompileError
+from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
 from onnxopt.kernels.packages import toolchain
 from onnxopt.kernels.pool import Progress, compile_kernels
 from onnxopt.kernels.sass import check_occupancy
 from onnxopt.kernels.source import KernelSource, attention_source, merge_source
+from onnxopt.lower.plugin_nodes import GROUP_CONV, MERGE_ATTENTION, OPERATORS, SUM_CONV, PluginNode, plugin_nodes
 from onnxopt.model.files import atomic_write
-from onnxopt.target import GpuProfile
+from onnxopt.target import GpuProfile, Target
 
 FOLDER = "kernels"
 
@@ -65,6 +70,11 @@ class KernelBuild:
         return {source: kernel for source, kernel in made.items() if source not in self.refused}
 
 
+def kernel_build(target: Target, forms: Sequence[str], cache: Path, progress: Progress | None) -> KernelBuild | None:
+    """How kernels are compiled; None where no form has any."""
+    return KernelBuild(target.need_gpu_profile(), cache, progress) if "plugin" in forms else None
+
+
 def check_compiler() -> None:
     """Raise MissingError, with what to install, where kernels cannot be compiled; before any work."""
     try:
@@ -101,9 +111,51 @@ def with_kernels(reports: Sequence[SiteReport], build: KernelBuild, further: Fur
     return result
 
 
-def write_kernels(place: Path, reports: Sequence[SiteReport]) -> None:
-    """Write the kernels of the sites below a package's folder: machine code, and PTX for the driver and the CPU."""
-    kernels = {kernel.operator: kernel.compiled for report in reports for kernel in report.kernels}
+def kernels_written_before(model: ModelProto, build: KernelBuild | None) -> tuple[SiteKernel, ...]:
+    """The kernels of the operators that an earlier run wrote into a model, each once; none without a ``build``.
+
+    Raises InputError where one cannot be made for this GPU as its plan counts on; MissingError without a compiler.
+    """
+    if build is None:
+        return ()
+    sources = {node.operator: source_of(node) for node in plugin_nodes(model, OPERATORS)}
+    made = build.compiled(list(sources.values()))
+    for operator, source in sources.items():
+        if source not in made:
+            raise InputError(
+                f"an earlier run wrote the operator {operator} into this model, and its kernel cannot be used: "
+                f"{build.refused[source]}; optimise the original model for this GPU"
+            )
+    return tuple(SiteKernel(operator, made[source]) for operator, source in sources.items())
+
+
+def source_of(node: PluginNode) -> KernelSource:
+    """The source of an operator's kernel, from what a model says of it; InputError for an unsupported one."""
+    operator = node.configuration["operator"]
+    if operator in (MERGE_ATTENTION, SUM_CONV):
+        return merge_source(node.kernel) if operator == MERGE_ATTENTION else sum_conv_source(node.kernel)
+    if operator in ALGORITHM_FILES:
+        return algorithm_source(operator, node.kernel)
+    make = group_conv_source if operator == GROUP_CONV else attention_source
+    return make(node.kernel, node.resident)
+
+
+def notes_on(before: Sequence[SiteKernel]) -> tuple[str, ...]:
+    """What a user should know of kernels that an earlier run's operators need."""
+    if not before:
+        return ()
+    counted = "1 operator" if len(before) == 1 else f"{len(before)} operators"
+    return (f"an earlier run wrote {counted} of our own into this model; their kernels are in the package",)
+
+
+def all_kernels(reports: Sequence[SiteReport], before: Sequence[SiteKernel] = ()) -> tuple[SiteKernel, ...]:
+    """The kernels of sites, and those that an earlier run had written already."""
+    return (*(kernel for report in reports for kernel in report.kernels), *before)
+
+
+def write_kernels(place: Path, written: Sequence[SiteKernel]) -> None:
+    """Write kernels below a package's folder: machine code, and PTX for the driver and the CPU."""
+    kernels = {kernel.operator: kernel.compiled for kernel in written}
     if kernels:
         (place / FOLDER).mkdir()
     for operator, compiled in kernels.items():
@@ -121,9 +173,9 @@ def ptx_name(operator: str) -> str:
     return f"{FOLDER}/{operator}.ptx"
 
 
-def kernel_versions(reports: Sequence[SiteReport]) -> dict[str, str]:
+def kernel_versions(kernels: Sequence[SiteKernel]) -> dict[str, str]:
     """The compiler's version for a manifest; nothing where no kernel was compiled."""
-    compilers = sorted({_nvrtc(kernel.compiled) for report in reports for kernel in report.kernels})
+    compilers = sorted({_nvrtc(kernel.compiled) for kernel in kernels})
     return {"nvrtc": ", ".join(compilers)} if compilers else {}
 
 
@@ -141,15 +193,29 @@ def _attempts(reports: Sequence[SiteReport], build: KernelBuild) -> list[tuple[S
     return outcomes
 
 
-def _sources(plugin: PluginSource) -> list[tuple[str, KernelSource]] | str:
+def _sources(plugin: PluginSource | ConvSource | AlgorithmSource) -> list[tuple[str, KernelSource]] | str:
     """The operators of a site with their sources, or why there is no source."""
-    tables = plugin.tables
     try:
-        found = [(tables.operator(), attention_source(tables.kernel.to_json(), plugin.resident))]
-        if tables.merge is not None:
-            found.append((tables.merge.operator(), merge_source(tables.merge.kernel)))
+        if isinstance(plugin, AlgorithmSource):
+            return [(s.operator(), algorithm_source(s.step.operator, s.step.kernel)) for s in plugin.steps]
+        return _conv_sources(plugin) if isinstance(plugin, ConvSource) else _attention_sources(plugin)
     except InputError as error:
         return str(error)
+
+
+def _attention_sources(plugin: PluginSource) -> list[tuple[str, KernelSource]]:
+    tables = plugin.tables
+    found = [(tables.operator(), attention_source(tables.kernel.to_json(), plugin.resident))]
+    if tables.merge is not None:
+        found.append((tables.merge.operator(), merge_source(tables.merge.kernel)))
+    return found
+
+
+def _conv_sources(plugin: ConvSource) -> list[tuple[str, KernelSource]]:
+    tables = plugin.tables
+    found = [(tables.operator(), group_conv_source(tables.kernel.to_json(), plugin.resident))]
+    if tables.sum is not None:
+        found.append((tables.sum.operator(), sum_conv_source(tables.sum.kernel)))
     return found
 
 
@@ -157,10 +223,13 @@ def _with(report: SiteReport, kernels: tuple[SiteKernel, ...], refused: str | No
     """A site with its kernels; ``refused`` says what was wrong with that of a better schedule."""
     reason = report.reason if refused is None else f"{report.reason}, by its next best schedule; of the best {refused}"
     assert report.plugin is not None
-    first, *merge = [_described(kernel) for kernel in kernels]
+    if isinstance(report.plugin, AlgorithmSource):
+        planned = {**report.planned, "kernels": [_described(kernel) for kernel in kernels]}
+        return replace(report, reason=reason, kernels=kernels, planned=planned)
+    first, *second = [_described(kernel) for kernel in kernels]
     planned = {**report.planned, "kernel": {**first, "resident": report.plugin.resident}}
-    if merge:
-        planned["merge_kernel"] = merge[0]
+    if second:
+        planned["sum_kernel" if isinstance(report.plugin, ConvSource) else "merge_kernel"] = second[0]
     return replace(report, reason=reason, kernels=kernels, planned=planned)
 
 

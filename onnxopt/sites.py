@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from onnx import ModelProto
 
+from onnxopt.algorithm_choice import AlgorithmPlan, AlgorithmSettings, plan_algorithms
+from onnxopt.algorithm_reports import algorithm_reports
+from onnxopt.convolution_kernels import further_conv_reports
 from onnxopt.convolution_reports import convolution_reports
 from onnxopt.decide import Judge, Progress, SiteReport
 from onnxopt.discover.attention import find_attention
 from onnxopt.discover.attention_site import AttentionSite
+from onnxopt.discover.conv_fusion import ConvFusions
 from onnxopt.discover.conv_site import ConvSite
 from onnxopt.discover.convolution import find_convolutions
 from onnxopt.discover.refusal import Refusal, node_name
 from onnxopt.kernel_plans import KernelPlanner
+from onnxopt.lower.conv_plugin import ConvPluginWriter
 from onnxopt.lower.plugin import PluginWriter
 from onnxopt.lower.plugin_nodes import has_plugin_nodes
 from onnxopt.lower.rewrite import apply_rewrites, is_plugin_node
@@ -93,29 +98,94 @@ def judge_sites(
     build: KernelBuild | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[Form, list[SiteReport]]:
+    """The reports of :func:`judge_network` without a choice of algorithms."""
+    return judge_network(
+        model,
+        findings,
+        target,
+        forms=forms,
+        records=records,
+        measure=measure,
+        objective=objective,
+        dtype=dtype,
+        build=build,
+        progress=progress,
+    ).reports
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The decided sites for each form, and the choice of convolution algorithms where one was made."""
+
+    reports: dict[Form, list[SiteReport]]
+    algorithms: AlgorithmPlan | None = None
+
+
+def judge_network(
+    model: ModelProto,
+    findings: Findings,
+    target: Target,
+    *,
+    forms: Sequence[Form],
+    records: Path | None,
+    measure: bool,
+    objective: Objective = "time",
+    dtype: Element | None = None,
+    build: KernelBuild | None = None,
+    algorithms: AlgorithmSettings | None = None,
+    progress: Progress = lambda _: None,
+) -> Judged:
     """Plan every site once and decide it for each form, in the order attention, convolution.
 
     ``records`` is the file of tuning records (None: there are none), beside which plans are kept. ``dtype`` is the type
     that kernels compute in, by default that of a site's own tensors. Only the portable form on a CPU is measured. With
-    ``build`` the kernels of the plugin form are compiled, and a site whose kernel cannot be used is kept.
+    ``build`` the kernels of the plugin form are compiled, and a site whose kernel cannot be used is kept. With
+    ``algorithms`` the plugin form has every dense convolution by the algorithm that is best for the whole network.
     """
     judge = whole_judge(model, findings, target, records=records, measure=measure, progress=progress)
     planning = Planning(judge, objective, dtype=dtype)
     if "plugin" in forms or target.gpu is not None:
         folder = records.parent if records is not None else None
         kernels = KernelPlanner.at(target.need_gpu_profile(), objective, folder)
-        planning = replace(planning, kernels=kernels, writer=PluginWriter(findings.graph))
+        planning = replace(
+            planning,
+            kernels=kernels,
+            writer=PluginWriter(findings.graph),
+            fusions=ConvFusions(findings.graph, _borders(findings)),
+            conv_writer=ConvPluginWriter(findings.graph),
+        )
     progress("planning")
     judged = [attention_reports(planning, site, forms) for site in findings.attention]
-    for number, plan in enumerate(_conv_plans(findings, target)):
+    plans = _conv_plans(findings, target)
+    for number, plan in enumerate(plans):
         judged.append(convolution_reports(planning, f"conv-{number}", plan, forms))
     reports = {form: [decided[form] for decided in judged] for form in forms}
     if has_plugin_nodes(model):
         # Names of new nodes could be those of the earlier run, whose sites are no longer there to be counted.
-        return {form: [report.kept(_WRITTEN_BEFORE) for report in found] for form, found in reports.items()}
+        return Judged({form: [r.kept(_WRITTEN_BEFORE) for r in found] for form, found in reports.items()})
+    chosen = None
+    if algorithms is not None and "plugin" in reports:
+        progress("choosing algorithms")
+        first = len(findings.attention)
+        sites = [(plan.site, report) for plan, report in zip(plans, reports["plugin"][first:], strict=True)]
+        chosen = plan_algorithms(planning, sites, algorithms, records.parent if records is not None else None)
+        reports["plugin"][first:] = algorithm_reports(planning, sites, chosen)
     if build is not None and "plugin" in reports:
-        reports["plugin"] = with_kernels(reports["plugin"], build, partial(further_reports, planning))
-    return reports
+        reports["plugin"] = with_kernels(reports["plugin"], build, partial(_further_reports, planning))
+    return Judged(reports, chosen)
+
+
+def _further_reports(planning: Planning, report: SiteReport) -> Iterator[SiteReport]:
+    if "algorithm" in report.planned:
+        # What is next best for the whole network is another choice; a layer alone is kept.
+        return iter(())
+    further = further_conv_reports if report.kind == "conv" else further_reports
+    return further(planning, report)
+
+
+def _borders(findings: Findings) -> frozenset[str]:
+    """The tensors between which attention is rewritten."""
+    return frozenset(name for site in findings.attention for name in (*site.inputs, site.output))
 
 
 def whole_judge(

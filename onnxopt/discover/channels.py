@@ -7,7 +7,7 @@ followed by channelwise operations: movement commutes with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from onnx import NodeProto
@@ -46,6 +46,16 @@ class ChannelWalker:
                 return trace(self.graph, source, tensor, [self.graph.nodes[i] for i in sorted(indices)])
             except Barred as stop:
                 barred.add(self.graph.producer[stop.node.output[0]])
+
+    def behind(self, tensor: str) -> Iterator[tuple[str, list[NodeProto]]]:
+        """The tensors that are one after the other all that the rest of the graph sees of ``tensor``.
+
+        With each the nodes that lead to it from the one before, in order; pooling is never passed.
+        """
+        reached = tensor
+        while (step := self._exit(reached)) is not None:
+            reached, indices = step
+            yield reached, [self.graph.nodes[index] for index in sorted(indices)]
 
     def forward(self, tensor: str, *, beyond: bool = False) -> ChannelPath:
         """The path from ``tensor`` to where its channel movement ends, through tensors that nothing else reads.

@@ -128,7 +128,7 @@ def _span(parts: Parts, cost: GroupConvCost, variants: Sequence[ConvVariant], re
         full, rest = np.divmod(parts.outputs, variant.outputs)
         whole = cost.part_us(variant, np.full_like(rest, variant.outputs), parts.inputs, resident)
         last = np.where(rest > 0, cost.part_us(variant, rest, parts.inputs, resident), 0.0)
-        blocks = parts.counts * cost.tiles(variant)
+        blocks = parts.counts * cost.blocks(variant)
         durations.append(np.stack([whole, last]))
         counts.append(np.stack([full * blocks, (rest > 0) * blocks]))
         work.append((durations[-1] * counts[-1]).sum(axis=0))

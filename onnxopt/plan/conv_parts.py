@@ -65,17 +65,17 @@ def input_classes(links: BoolArray) -> list[IntArray]:
     return [np.array(outputs, np.int64) for outputs in classes.values()]
 
 
-def layouts(links: BoolArray, origin: IntArray, tail: ChannelPath) -> Iterator[Layout]:
+def layouts(links: BoolArray, origin: IntArray, tail: ChannelPath, limit: int = _CLASS_LIMIT) -> Iterator[Layout]:
     """Layouts that cover all connections: the classes as they are, neighbours merged, and all of them in one.
 
     ``origin`` says where input channels come from and ``tail`` where outputs go; within a group channels are put in
-    these orders, so that as little as possible has to move.
+    these orders, so that as little as possible has to move. More than ``limit`` classes are only put into one group.
     """
     classes = input_classes(links)
     if not classes:
         return
     count = len(classes)
-    sizes = [n for n in range(count, 0, -1) if count % n == 0] if count <= _CLASS_LIMIT else [1]
+    sizes = [n for n in range(count, 0, -1) if count % n == 0] if count <= limit else [1]
     rank = np.argsort(tail.origin) if tail.is_permutation else np.arange(len(links))
     empty = np.flatnonzero(~links.any(axis=1))
     for groups in sizes:

@@ -65,9 +65,9 @@ class ConvStrips:
         return self.cost.launch_us
 
     def variants(self) -> tuple[ConvShape, ...]:
-        """Every allowed shape, with the tiles of positions that each strip is computed for."""
+        """Every allowed shape, with the tiles of positions that each strip is computed for, in all groups."""
         allowed = [v for v in self.cost.variants() if v.path in self.paths]
-        return tuple(ConvShape(v, self.cost.tiles(v)) for v in allowed or self.cost.variants())
+        return tuple(ConvShape(v, self.cost.blocks(v)) for v in allowed or self.cost.variants())
 
     def occupancy(self, variants: Sequence[ConvShape]) -> int:
         """Blocks that fit on a multiprocessor."""

@@ -220,10 +220,15 @@ def _schedule(task: _Task, candidate: _Candidate, proof: Proof, objective: Objec
         parts.append(ConvPart(part.outputs, part.inputs, variants.index(shape.variant)))
         rows = ceil(len(part.outputs) / shape.row_granule) * shape.row_granule
         computed += rows * ceil(len(part.inputs) / shape.key_granule) * shape.key_granule
-    blocks = np.array([shape.blocks for shape in candidate.shapes])
-    owner = np.repeat(np.arange(len(parts)), blocks)
-    tile = np.arange(len(owner)) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-    jobs = np.stack([owner, tile], axis=1)[launch_order(candidate.durations[owner], task.slots(candidate.setting))]
+    # The blocks of all groups do what the jobs of one say.
+    tiles = np.array([task.cost.tiles(shape.variant) for shape in candidate.shapes])
+    owner = np.repeat(np.arange(len(parts)), tiles)
+    tile = np.arange(len(owner)) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+    durations = candidate.durations[owner]
+    # A packing of the blocks of one group is none of all groups.
+    alone = task.cost.groups == 1
+    order = launch_order(durations, task.slots(candidate.setting)) if alone else np.argsort(-durations, kind="stable")
+    jobs = np.stack([owner, tile], axis=1)[order]
     needed = int(task.links.sum())
     predicted = task.total_us(candidate.span_us)
     bound = min(predicted, task.cost.bound_us(needed, task.moved_bytes))

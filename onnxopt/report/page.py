@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxopt.report.algorithm_page import algorithm_section
 from onnxopt.report.figures import Figures
 from onnxopt.report.markup import (
     count,
@@ -60,6 +61,7 @@ def render(plan: PlanDocument, figures: Figures, versions: Mapping[str, str]) ->
     for number, group in enumerate(groups):
         pictures = [figures.pictures[index] for index in group.pictures]
         body.append(section(f"plan-{number}", group.sites, pictures))
+    body.append(algorithm_section(plan.algorithms))
     body.append(_kept([site for site in plan.sites if not site.planned]))
     body.append(_refusals(plan.refusals))
     return (

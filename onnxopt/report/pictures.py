@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxopt.discover.attention_site import AttentionSite
-from onnxopt.discover.conv_site import ConvSite, IntArray
+from onnxopt.discover.conv_site import BoolArray, ConvSite, IntArray
 from onnxopt.plan.attention import AttentionPlan, HeadPlan, filled_rows
 from onnxopt.plan.convolution import ConvPlan
 from onnxopt.plan.schedule import AttentionSchedule, ConvSchedule, PatternSchedule
@@ -71,15 +71,18 @@ def portable_pictures(site: AttentionSite, plan: AttentionPlan) -> list[Picture]
     return result
 
 
-def conv_pictures(site: ConvSite, schedule: ConvSchedule) -> list[Picture]:
-    """Pictures of a convolution's parts for one kernel: outputs x inputs, with the convolution's own numbers."""
+def conv_pictures(site: ConvSite, schedule: ConvSchedule, links: BoolArray | None = None) -> list[Picture]:
+    """Pictures of a convolution's parts for one kernel: outputs x inputs, with the convolution's own numbers.
+
+    ``links`` are its connections where outputs have been added up; the rows are then the sums.
+    """
     blocks = []
     for part in schedule.parts:
         variant = schedule.variants[part.variant]
         height = _rounded(len(part.outputs), variant.output_granule)
         width = _rounded(len(part.inputs), variant.input_granule)
         blocks.append(Block(part.outputs, part.inputs, height, width, max(1, width)))
-    classes = classes_of_parts(site.out_channels, site.parts)
+    classes = classes_of_parts(site.out_channels, site.parts) if links is None else classes_of_matrix(links)
     return _draw(_conv_matrix(classes, site.in_channels, schedule.order), blocks)
 
 

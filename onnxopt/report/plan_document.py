@@ -76,7 +76,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class PlanDocument:
-    """What ``plan.json`` says about a model."""
+    """What ``plan.json`` says about a model; ``algorithms`` is its field ``conv_algorithms`` as it is."""
 
     model: str
     opset: int
@@ -85,6 +85,7 @@ class PlanDocument:
     form: str
     sites: tuple[PlanSite, ...]
     refusals: tuple[Refused, ...]
+    algorithms: Any = None
 
 
 def read_plan(path: Path) -> PlanDocument:
@@ -118,6 +119,7 @@ def parse_plan(document: Any) -> PlanDocument:
         _text(document, "form", "plan"),
         sites,
         tuple(_refused(entry, number) for number, entry in enumerate(_list(document, "refusals"))),
+        document.get("conv_algorithms"),
     )
 
 

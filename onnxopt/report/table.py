@@ -16,6 +16,7 @@ from onnxopt.decide import SiteReport
 from onnxopt.deploy.rtx import ARCHITECTURES as RTX_ARCHITECTURES
 from onnxopt.discover.refusal import Refusal
 from onnxopt.package import RTX_ENGINE
+from onnxopt.report.algorithms import COLUMNS, TEXT_COLUMNS, algorithm_cells, summary
 from onnxopt.report.console import printable
 from onnxopt.report.sites import SiteGroup, group_sites
 from onnxopt.results import Inspection, OptimizeResult, WrittenModel
@@ -55,6 +56,7 @@ def show_inspection(console: Console, inspection: Inspection) -> None:
     """Sites, one row for those that look alike, the reasons, and what was refused."""
     console.print(_header(inspection), soft_wrap=True)
     _show_sites(console, inspection.sites, inspecting=True)
+    _show_algorithms(console, inspection)
     _show_refusals(console, inspection.refusals)
     console.print(Text(_totals(inspection.sites, inspection.refusals)))
 
@@ -68,6 +70,7 @@ def show_optimized(console: Console, result: OptimizeResult) -> None:
         if model.rewritten:
             _show_sites(console, model.rewritten, inspecting=False)
         _show_kept(console, [s for s in model.sites if s.decision != "rewrite"])
+    _show_algorithms(console, result.inspection)
     _show_refusals(console, result.inspection.refusals)
     facts = make_table("", ["", " "], left=["", " "])
     facts.show_header = False
@@ -163,6 +166,19 @@ def _show_kept(console: Console, kept: Sequence[SiteReport]) -> None:
     console.print(Text("Kept as they were", style="bold"))
     for (reason, kind), count in sorted(counts.items()):
         console.print(bullet(f"{count} x {kind}: {grouped.reasons[reason - 1]}"))
+    console.print()
+
+
+def _show_algorithms(console: Console, inspection: Inspection) -> None:
+    plan = inspection.algorithms
+    if plan is None:
+        return
+    table = make_table("Convolution algorithms", COLUMNS, TEXT_COLUMNS)
+    for row in algorithm_cells(plan):
+        table.add_row(*map(cell, row))
+    console.print(table)
+    for line in summary(plan):
+        console.print(bullet(line))
     console.print()
 
 
