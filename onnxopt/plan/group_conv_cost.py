@@ -54,7 +54,28 @@ _LANES_LOAD_OPS = Constant(5.0, 0.20, "counted: a load issues at a quarter of th
 _LANES_STEP_CYCLES = 40.0
 _DEPENDENT_LOADS = 2
 
+# A tile's inputs over all taps are brought once, as the run of positions that holds them; here by that of each pixel.
+_RUN_ROWS = Constant(2.0, 0.20, "counted: a tile and a row on either side; 1.5 to 3 for 3 x 3 kernels of stride 1")
+_TURNED_COPY_BYTES = Constant(6.0, 0.20, "counted: 8 loads, 8 permutations and 2 stores of 32 bytes, with addresses")
+# So many bytes of weights, or those of one tap, come between two barriers (``InputPlan`` of the kernel).
+_BATCH_BYTES = 8 << 10
+_SUM_GRANULE = 16
+_ZERO_ROWS = 8
+# Rows of a run for each pixel at most, and beyond that for what rounds it up.
+_MOST_RUN_ROWS = 2
+_RUN_MARGIN = 16
+_STAGED_OUTPUTS = 24
+
 _BASE_REGISTERS = 52
+# What compiled kernels of mma take at most, by the size of an element, beside their sums and for each of them: 32-bit
+# operands are rounded or split in registers.
+_MMA_REGISTERS = {2: 64, 4: 64}
+_MMA_SUM_REGISTERS = {2: 1.75, 4: 2.0}
+_MOST_REGISTERS = 255
+# What compiled kernels of the ordinary lanes take beside their sums: addresses, rows of taps, and the next inputs.
+_LANES_ALONE_REGISTERS = 52
+_LANES_REGISTERS = 60
+_LANES_STEP_REGISTERS = 10
 _PRODUCER_REGISTERS = 32
 _REGISTER_UNIT = 8
 
@@ -64,7 +85,9 @@ _PROBE_INPUTS = np.array([1, 4, 16, 20, 60, 120, 240])
 
 @dataclass(frozen=True)
 class GroupConvCost:
-    """Predicted times of one convolution's parts: ``taps`` per connection, ``positions`` over the whole batch.
+    """Predicted times of one convolution's parts: ``taps`` per connection, ``positions`` that are computed together.
+
+    A launch computes ``groups`` such groups of positions, which share no tile.
 
     fp32 is three tf32 products where the matrix units take tf32, else multiply-adds in the ordinary lanes; the path
     ``lanes`` computes in fp32 whatever the operands' type. Make it with :meth:`of`.
@@ -75,6 +98,7 @@ class GroupConvCost:
     positions: int
     element: Element
     records: tuple[TileRecord, ...]
+    groups: int = 1
 
     @classmethod
     def of(
@@ -84,18 +108,27 @@ class GroupConvCost:
         positions: int,
         element: Element = "fp16",
         records: Sequence[TileRecord] = (),
+        groups: int = 1,
     ) -> GroupConvCost:
         """The costs on a GPU; ``records`` may hold other GPUs, taps and types, which do not count.
 
         Raises InputError for numbers out of range and for a type that the GPU's matrix units lack.
         """
-        for name, value, most in (("taps", taps, _MOST_TAPS), ("positions", positions, _MOST_POSITIONS)):
+        for name, value, most in (
+            ("taps", taps, _MOST_TAPS),
+            ("positions", positions * groups, _MOST_POSITIONS),
+        ):
             if not 1 <= value <= most:
                 raise InputError(f"the convolution has {value:,} {name}; allowed: 1 to {most:,}; it stays as it is")
         check_element(gpu, element)
         own = (r for r in records if r.kind == "conv" and r.widths == (taps,))
         return cls(
-            gpu, taps, positions, element, tuple(r for r in own if r.element == element and same_gpu(gpu, r.gpu))
+            gpu,
+            taps,
+            positions,
+            element,
+            tuple(r for r in own if r.element == element and same_gpu(gpu, r.gpu)),
+            groups,
         )
 
     @property
@@ -123,7 +156,7 @@ class GroupConvCost:
         The model chooses them, not the records, so that measuring changes no choice of what is measured; a shape whose
         compiled kernel turned out not to fit is left out. Raises InputError naming the limit where the GPU holds none.
         """
-        chosen = _catalogue(KeyedGpu.of(self.gpu), self.taps, self.positions, self.element)
+        chosen = _catalogue(KeyedGpu.of(self.gpu), self.taps, self.positions, self.element, self.groups)
         fitting = tuple(variant for variant in chosen if self.occupancy([variant]))
         if not fitting:
             raise nothing_fits(self.gpu, _described(self), [self.resources(variant) for variant in chosen])
@@ -142,8 +175,12 @@ class GroupConvCost:
         return launch_blocks(self.gpu, map(self.resources, variants)) if share_path(variants) else 0
 
     def tiles(self, variant: ConvVariant) -> int:
-        """How many tiles the positions are cut into; the last one costs as much as the others."""
+        """How many tiles the positions of a group are cut into; the last one costs as much as the others."""
         return -(-self.positions // variant.pixels)
+
+    def blocks(self, variant: ConvVariant) -> int:
+        """How many blocks of a launch compute a part: its tiles in all groups."""
+        return self.groups * self.tiles(variant)
 
     def part_us(self, variant: ConvVariant, outputs: np.ndarray, inputs: np.ndarray, resident: int) -> np.ndarray:
         """How long one tile of positions of each part keeps its places, ``resident`` blocks on every multiprocessor.
@@ -168,7 +205,7 @@ class GroupConvCost:
 
         The longest of products and device memory at the datasheet's rates, and one launch.
         """
-        products = connections * self.taps * self.positions * self._peak_us_per_product
+        products = connections * self.taps * self.positions * self.groups * self._peak_us_per_product
         return max(products, self.bytes_floor_us(moved_bytes), self.launch_us)
 
     def bytes_floor_us(self, moved_bytes: float) -> float:
@@ -200,7 +237,7 @@ class GroupConvCost:
                 step.doubt,
                 COPY_LANE_OPS.doubt,
                 STEP_LANE_OPS.doubt,
-                _SHIFTED_COPY_BYTES.doubt if self.taps > 1 else 0.0,
+                _copy_doubt(variant.path) if self.taps > 1 else 0.0,
             ]
         return combined_doubt((*self._path_rates[variant.path].doubts, *own))
 
@@ -239,7 +276,7 @@ class GroupConvCost:
         """Modelled time of typical parts: each among many of its kind, and on the whole GPU with nothing beside it."""
         outputs = np.repeat(_PROBE_OUTPUTS, len(_PROBE_INPUTS))
         inputs = np.tile(_PROBE_INPUTS, len(_PROBE_OUTPUTS))
-        tiles = self.tiles(variant)
+        tiles = self.blocks(variant)
         crowded = tiles * self._model(variant, outputs, inputs, resident) / resident
         blocks = tiles * -(-outputs // variant.outputs)
         rounds = -(-blocks // (resident * self.gpu.multiprocessors))
@@ -248,8 +285,8 @@ class GroupConvCost:
 
 
 @lru_cache(maxsize=256)
-def _catalogue(key: KeyedGpu, taps: int, positions: int, element: Element) -> tuple[ConvVariant, ...]:
-    cost = GroupConvCost(key.gpu, taps, positions, element, ())
+def _catalogue(key: KeyedGpu, taps: int, positions: int, element: Element, groups: int) -> tuple[ConvVariant, ...]:
+    cost = GroupConvCost(key.gpu, taps, positions, element, (), groups)
     every = _candidates(key.gpu.architecture, element)
     return choose_variants(key.gpu, _described(cost), every, cost.resources, cost.probe)
 
@@ -263,12 +300,13 @@ def _matrix_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> T
     size = ELEMENT_BYTES[element]
     outputs = np.arange(v.outputs + 1)
     computed = -(-outputs // v.output_granule) * v.output_granule
+    moved = _moved(v, taps, size)
     products = 2.0 * v.pixels * computed * taps / rate.matrix
-    copy_bytes = _ALIGNED_COPY_BYTES if taps == 1 else _SHIFTED_COPY_BYTES.value
-    copies = taps * size * (v.pixels / copy_bytes + computed / _ALIGNED_COPY_BYTES) * COPY_LANE_OPS.value / rate.lanes
-    steps = taps * STEP_LANE_OPS.value * 32 * v.warps / v.inputs / rate.lanes
+    copied = moved.rows / moved.copy_bytes + taps * computed / _ALIGNED_COPY_BYTES
+    copies = size * copied * COPY_LANE_OPS.value / rate.lanes
+    steps = moved.batches * STEP_LANE_OPS.value * 32 * v.warps / v.inputs / rate.lanes
     readers = v.warps if v.path == "mma" else v.warps // 4
-    shared = taps * size * (2 * v.pixels + (1 + readers) * computed) / rate.shared_bytes
+    shared = size * (moved.rows + taps * (v.pixels + (1 + readers) * computed)) / rate.shared_bytes
     quarters = min(4, v.warps)
     latency = LOAD_LATENCY_CYCLES.value / rate.cycles
     step = (WGMMA_TILE_CYCLES if v.path == "wgmma" else TILE_CYCLES).value / rate.cycles
@@ -278,13 +316,47 @@ def _matrix_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> T
         unit=v.input_granule,
         busy=np.maximum.reduce([products, copies + steps, shared]),
         chain=(products + own_copies) * (4 / quarters),
-        l2=taps * size * (v.pixels + outputs) / rate.l2_bytes,
+        l2=size * (moved.rows + taps * outputs) / rate.l2_bytes,
         l2_ends=size * v.pixels * outputs / rate.l2_bytes,
         ends=np.full(len(outputs), BLOCK_START_CYCLES.value / rate.cycles + _DEPENDENT_LOADS * latency),
-        tile_chain=taps * step,
-        tile_load=taps * latency / max(1, v.stages - 1),
+        tile_chain=moved.batches * step + (latency if moved.waits else 0.0),
+        tile_load=moved.batches * latency / max(1, v.stages - 1),
         exposed_loads=v.stages == 1,
     )
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """What a step brings: rows of inputs, by copies of so many bytes, and everything in so many batches.
+
+    ``waits`` where inputs pass through registers, so that a step waits for its own loads.
+    """
+
+    rows: float
+    copy_bytes: float
+    batches: int
+    waits: bool
+
+
+def _moved(v: ConvVariant, taps: int, size: int) -> _Moved:
+    if v.path == "mma":
+        batches = -(-taps // _batch_taps(v, taps, size))
+        if taps > 1:
+            return _Moved(_RUN_ROWS.value * v.pixels, _TURNED_COPY_BYTES.value, batches, True)
+        return _Moved(v.pixels, _ALIGNED_COPY_BYTES, batches, False)
+    return _Moved(taps * v.pixels, _ALIGNED_COPY_BYTES if taps == 1 else _SHIFTED_COPY_BYTES.value, taps, False)
+
+
+def _copy_doubt(path: str) -> float:
+    if path == "mma":
+        return combined_doubt((_RUN_ROWS.doubt, _TURNED_COPY_BYTES.doubt))
+    return _SHIFTED_COPY_BYTES.doubt
+
+
+def _batch_taps(v: ConvVariant, taps: int, size: int) -> int:
+    """Taps whose weights come together."""
+    fitting = min(taps, max(1, _BATCH_BYTES // (v.outputs * v.inputs * size)))
+    return -(-taps // -(-taps // fitting))
 
 
 def _lanes_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> TileTable:
@@ -313,17 +385,32 @@ def _estimate(v: ConvVariant, taps: int, element: Element) -> Resources:
     """Registers from what a thread holds of the sums and operands, shared memory from the tiles."""
     size = ELEMENT_BYTES[element]
     if v.path == "lanes":
-        registers = _up(v.outputs * v.pixels / (32 * v.warps) + v.inputs + _BASE_REGISTERS)
-        return Resources(registers, 4 * v.outputs * v.inputs * taps, v.threads)
-    tiles = v.stages * v.inputs * (size * (v.pixels + v.outputs) + 4)
-    shared = max(tiles, size * v.pixels * v.outputs)
+        sums = v.outputs * v.pixels / (32 * v.warps)
+        if v.outputs == v.inputs == 1:
+            # Weights stay in registers.
+            return Resources(_up(sums + _LANES_ALONE_REGISTERS), 0, v.threads)
+        # Weights stand in shared memory in rows of whole vectors of four.
+        steps = _LANES_STEP_REGISTERS + sums / 2 if v.inputs > 1 else 0
+        registers = _up(sums + steps + _LANES_REGISTERS)
+        return Resources(registers, 4 * max(v.outputs, 4) * v.inputs * taps, v.threads)
     sums = v.pixels * v.outputs / (32 * v.warps)
     if v.path == "mma":
-        fragments = (v.pixels / v.warps / 4 + 4) * size / 2
-        return Resources(_up(sums + fragments + _BASE_REGISTERS), shared, v.threads)
+        registers = min(_MOST_REGISTERS, _up(_MMA_REGISTERS[size] + _MMA_SUM_REGISTERS[size] * sums))
+        return Resources(registers, _mma_shared(v, taps, size), v.threads)
+    tiles = v.stages * v.inputs * (size * (v.pixels + v.outputs) + 4)
+    shared = max(tiles, size * v.pixels * v.outputs)
     groups = v.warps // 4
     mean = (groups * (sums + _BASE_REGISTERS) + _PRODUCER_REGISTERS) / (groups + 1)
     return Resources(_up(mean), shared, v.threads)
+
+
+def _mma_shared(v: ConvVariant, taps: int, size: int) -> int:
+    """At most so much: how far apart inputs lie, and so how many rows are brought, the geometry decides."""
+    rows = (1 if taps == 1 else _MOST_RUN_ROWS) * v.pixels + _RUN_MARGIN
+    outputs = v.outputs if v.outputs <= v.output_granule else -(-v.outputs // _SUM_GRANULE) * _SUM_GRANULE
+    weights = _batch_taps(v, taps, size) * outputs
+    tiles = v.inputs * size * (v.stages * (rows + weights) + _ZERO_ROWS)
+    return max(tiles, 4 * _STAGED_OUTPUTS * v.pixels)
 
 
 @lru_cache(maxsize=32)

@@ -97,6 +97,16 @@ def test_tiles_cover_all_positions() -> None:
     assert [_cost("A100", 1, n).tiles(v) for n in (1, 64, 65, 784)] == [1, 1, 2, 13]
 
 
+def test_groups_of_positions_share_no_tile() -> None:
+    gpu = load_target("A100").need_gpu_profile()
+    one, three = (GroupConvCost.of(gpu, 1, 65, groups=n) for n in (1, 3))
+    v = next(v for v in one.variants() if v.pixels == 64)
+    assert (one.tiles(v), one.blocks(v), three.tiles(v), three.blocks(v)) == (2, 2, 2, 6)
+    assert three.bound_us(1e9, 0.0) == pytest.approx(3 * one.bound_us(1e9, 0.0))
+    with pytest.raises(InputError, match="positions"):
+        GroupConvCost.of(gpu, 1, 1 << 20, groups=1 << 20)
+
+
 def test_depthwise_parts_are_cheaper_without_the_matrix_unit() -> None:
     cost = _cost("H200", 9, 3136)
 
@@ -125,7 +135,8 @@ def test_the_bound_is_the_longest_of_products_bytes_and_launch() -> None:
 
 def test_shared_memory_is_that_of_the_tiles() -> None:
     cost, v = _cost("A100", 1, 784), ConvVariant("mma", 32, 64, 64, 4, 2)
-    assert cost.resources(v).shared_memory_bytes == 2 * 64 * (2 * (64 + 32) + 4)
+    rows_of_zeros, run_margin = 8, 16
+    assert cost.resources(v).shared_memory_bytes == 64 * 2 * (2 * (64 + run_margin + 32) + rows_of_zeros)
     assert cost.occupancy([v, ConvVariant("lanes", 1, 1, 128, 4, 1)]) == 0
 
 
