@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -13,7 +15,7 @@ from onnxopt.plan.algorithms.regions import algorithm_network
 OPTION = Option("keep", "first", 1.0)
 
 
-def _model(nodes: list[tuple[str, list[str], str, dict[str, object]]], convolutions: int) -> ModelProto:
+def _model(nodes: list[tuple[str, list[str], str, dict[str, Any]]], convolutions: int) -> ModelProto:
     """A model on 8 channels of 6 x 6; weights are ``w0``, ``w1``, ..."""
     weights = [
         numpy_helper.from_array(np.ones((8, 8, 1, 1), np.float32), f"w{number}") for number in range(convolutions)
