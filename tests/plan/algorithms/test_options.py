@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from onnxopt.plan.algorithms.geometry import LayerGeometry, layer_geometry
 from onnxopt.plan.algorithms.options import (
     IMPLICIT_GEMM,
-    constant_bytes,
     conversion_us,
     engine_us,
     layer_options,
@@ -66,23 +66,17 @@ def test_predicted_times_are_above_the_launches_and_grow_with_the_batch(layer: s
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("element", ["fp16", "fp32"])
 def test_constants_and_workspace_are_those_of_the_steps(name: str, element: Element) -> None:
-    import numpy as np
 
     steps = algorithm_steps(name, THREE, element)
     weights = np.ones((128, 64, 3, 3), np.float32)
-    packed = packed_weights(name, THREE, element, steps, weights)["w"]
-    plain = weights.size * packed.itemsize
-    extra = constant_bytes(THREE, element, steps)
-    if any(step.operator == "ConvProduct" for step in steps):
-        assert extra == max(0, packed.nbytes - plain)
-    else:
-        assert extra == 0
-        assert packed.nbytes <= 1.1 * plain
+    constants = packed_weights(name, THREE, element, steps, weights)
+    plain = weights.size * constants["w"].itemsize
+    options = layer_options(THREE, element, GPU, 3, implicit_us=None, winograd=True)
     (found,) = [
         o for o in layer_options(THREE, element, GPU, 3, implicit_us=None, winograd=True) if o.algorithm == name
     ]
     assert found.workspace_bytes == workspace_bytes(name, THREE, element, 3)
-    assert found.constant_bytes == extra
+    assert found.constant_bytes == max(0, sum(array.nbytes for array in constants.values()) - plain)
 
 
 def test_measured_times_take_the_place_of_predicted_ones() -> None:
