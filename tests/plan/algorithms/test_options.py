@@ -72,9 +72,7 @@ def test_constants_and_workspace_are_those_of_the_steps(name: str, element: Elem
     constants = packed_weights(name, THREE, element, steps, weights)
     plain = weights.size * constants["w"].itemsize
     options = layer_options(THREE, element, GPU, 3, implicit_us=None, winograd=True)
-    (found,) = [
-        o for o in layer_options(THREE, element, GPU, 3, implicit_us=None, winograd=True) if o.algorithm == name
-    ]
+    (found,) = [option for option in options if option.algorithm == name]
     assert found.workspace_bytes == workspace_bytes(name, THREE, element, 3)
     assert found.constant_bytes == max(0, sum(array.nbytes for array in constants.values()) - plain)
 
