@@ -48,7 +48,8 @@ def gpu_seconds(work: Iterable[Work], gpu: GpuProfile, element: Element = "fp16"
     """Predicted time of nodes run as a TensorRT engine runs them in the type ``element``.
 
     ``stored`` is the type of the model whose work this is: its bytes are converted. Elementwise nodes are fused into
-    what makes their input; every other node that is not a view is one launch.
+    what makes their input; every other node that is not a view is one launch. Groups of a convolution are padded to the
+    matrix unit's tile, a depthwise one runs in the ordinary lanes.
     """
     shrink = ELEMENT_BYTES[element] / ELEMENT_BYTES[stored]
     flops = peak_flops(gpu, element) * GPU_PRODUCT_SHARE
@@ -65,7 +66,8 @@ def gpu_seconds(work: Iterable[Work], gpu: GpuProfile, element: Element = "fp16"
         }
         if fused:
             continue
-        arithmetic = item.flops / flops + item.exponentials / gpu.exponentials_per_second
+        lanes = 0.0 if item.matrix_flops else item.flops / (gpu.fp32_flops * GPU_PRODUCT_SHARE)
+        arithmetic = item.matrix_flops / flops + lanes + item.exponentials / gpu.exponentials_per_second
         traffic = item.bytes_moved * shrink / gpu.memory_bytes_per_second
         total += max(arithmetic, traffic) + gpu.launch_seconds
     return total

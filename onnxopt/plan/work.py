@@ -14,15 +14,23 @@ VIEWS = {"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Dropout"}
 PRODUCTS = {"MatMul", "Gemm", "Einsum", "Conv", "ConvTranspose", "Attention"}
 TRANSPOSING = {"Transpose", "DepthToSpace", "SpaceToDepth", "Col2Im", "Einsum"}
 GATHERING = {"Gather", "GatherND", "GatherElements", "ScatterND", "ScatterElements"}
+# The tile of a matrix instruction in fp16: outputs, and inputs that one instruction takes.
+_OUTPUT_TILE = 8
+_INPUT_TILE = 16
 EXPONENTIAL = {"Softmax", "Exp", "LogSoftmax", "Sigmoid", "Erf", "Gelu", "Tanh", "HardSwish"}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of products, exponentials, and bytes read and written by one node."""
+    """Floating-point operations of products, exponentials, and bytes read and written by one node.
+
+    ``matrix_flops`` are the operations of products on a matrix unit, where every group of a convolution is padded to
+    the unit's tile; 0 for a depthwise convolution, which runs in the ordinary lanes.
+    """
 
     op: str
     flops: float
+    matrix_flops: float
     exponentials: float
     bytes_read: float
     bytes_written: float
@@ -37,13 +45,27 @@ def work_of(graph: Graph, node: NodeProto) -> Work:
     """The work of one node at the view's batch size; unknown shapes count as nothing."""
     written = sum(_bytes(graph, name) for name in node.output if name)
     if node.op_type in VIEWS:
-        return Work(node.op_type, 0.0, 0.0, 0.0, 0.0)
+        return Work(node.op_type, 0.0, 0.0, 0.0, 0.0, 0.0)
     read = sum(_bytes(graph, name) for name in node.input if name)
     if node.op_type in ("Gather", "GatherND", "GatherElements", "Slice"):
         # Only what is picked is read, plus the indices.
         read = written + sum(_bytes(graph, name) for name in node.input[1:2] if name)
     exponentials = _elements(graph, node.output[0]) if node.op_type in EXPONENTIAL else 0.0
-    return Work(node.op_type, _flops(graph, node), exponentials, read, written)
+    flops = _flops(graph, node)
+    return Work(node.op_type, flops, flops * _padding(graph, node), exponentials, read, written)
+
+
+def _padding(graph: Graph, node: NodeProto) -> float:
+    """What a matrix unit computes of a convolution, as a multiple of what is needed."""
+    weight = graph.shape(node.input[1]) if node.op_type == "Conv" else None
+    groups = attribute(node, "group", 1)
+    if not weight or not isinstance(groups, int) or groups == 1 or not weight[0] or not weight[1]:
+        return 1.0
+    outputs, inputs = max(1, weight[0] // groups), weight[1]
+    if inputs == 1:
+        return 0.0
+    padded = -(-outputs // _OUTPUT_TILE) * _OUTPUT_TILE * -(-inputs // _INPUT_TILE) * _INPUT_TILE
+    return padded / (outputs * inputs)
 
 
 def _flops(graph: Graph, node: NodeProto) -> float:

@@ -12,7 +12,6 @@ from onnxopt.discover.convolution import find_convolutions
 from onnxopt.model.graph import view
 from onnxopt.plan.conv_cost import ConvShape, conv_seconds, transposed_seconds
 from onnxopt.plan.conv_parts import input_classes, layouts
-from onnxopt.plan.conv_roofline import original_seconds
 from onnxopt.plan.convolution import ConvPlan, plan_convolutions
 from onnxopt.target import CpuProfile, load_target
 from samples import convolution_grouped as grouped
@@ -103,12 +102,3 @@ def test_narrowing_convolution_is_cheaper_transposed(cpu: CpuProfile) -> None:
     wide = ConvShape(groups=4, group_inputs=2, group_outputs=8, taps=9, positions=112 * 112, row=112)
     assert transposed_seconds(narrow, cpu) < conv_seconds(narrow, cpu)
     assert transposed_seconds(wide, cpu) > conv_seconds(wide, cpu)
-
-
-def test_movement_around_a_convolution_costs_time_of_its_own() -> None:
-    gpu = load_target("sm_90").need_gpu_profile()
-    graph = view(grouped.shufflenet_v1().model)
-    first, second = find_convolutions(graph)[0][:2]
-    # The shuffle between the two is a kernel of its own, counted for the second.
-    assert second.before.moves
-    assert original_seconds(second, graph, gpu) > original_seconds(first, graph, gpu) + 0.9 * gpu.launch_seconds
