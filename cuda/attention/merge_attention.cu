@@ -1,5 +1,6 @@
 // y = softmax-weighted sum of the partial results of split key lists, by MergeAttention of docs/tables.md.
 #include "common/element.cuh"
+#include "common/vectors.cuh"
 
 namespace merge {
 
@@ -38,11 +39,10 @@ DEVICE void add_piece(float* sums, float weight, const float* partial) {
 
 DEVICE void store_piece(T* y, const float* values) {
     if constexpr (kVector == 4 && Y_STRIDE == 1) {
-        struct alignas(4 * sizeof(T)) Piece {
-            T values[4];
-        };
-        *reinterpret_cast<Piece*>(y) = {converted<T>(values[0]), converted<T>(values[1]), converted<T>(values[2]),
-                                        converted<T>(values[3])};
+        T piece[kVector];
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) piece[i] = converted<T>(values[i]);
+        store_vector(y, piece);
     } else {
 #pragma unroll
         for (int i = 0; i < kVector; ++i) y[static_cast<size_t>(i) * Y_STRIDE] = converted<T>(values[i]);

@@ -66,3 +66,12 @@ def test_slots_without_keys_add_nothing_and_nothing_but_such_slots_give_nan(cach
     assert np.array_equal(y[0, :8], partial[0, 0])
     assert not y[0, 8:16].any()
     assert np.isnan(y[0, 16:]).all()
+
+
+@pytest.mark.parametrize(
+    ("element", "width", "store"), [("fp16", 64, "v2.b32"), ("bf16", 64, "v2.b32"), ("fp32", 64, "v4.b32")]
+)
+def test_results_leave_in_vectors(element: str, width: int, store: str, cache: Path) -> None:
+    compiled = compile_kernel(merge_source(kernel(element, width, 4, 8)), "sm_90a", cache)
+    stores = [line.split()[0] for line in compiled.ptx.splitlines() if "st.global" in line]
+    assert stores == [f"st.global.{store}"]
