@@ -49,9 +49,11 @@ bench: $(READY)
 
 # Everything that waits for a GPU: kernels against float64, tile times into the tuning records, our attention beside
 # PyTorch's where it is installed, and MODELS as a whole, for which HOST needs PyTorch, NumPy and cuda-bindings.
+# Convolutions of CONV_MODELS are measured by our kernels, those of ALGORITHM_MODELS by each algorithm, layer by layer.
 # RESULTS receives the figures.
 RESULTS ?= build/gpu-results
 HOST ?= $(BIN)/python
+CONV_LAYERS = $(CONV_MODELS) $(if $(ALGORITHM_MODELS),--algorithms $(ALGORITHM_MODELS))
 gpu: $(READY)
 	@mkdir -p $(RESULTS)
 	$(BIN)/python -m pytest -q -rs tests/gpu
@@ -65,10 +67,19 @@ ifdef MODELS
 	$(BIN)/python -m benchmarks.whole_model_gpu_job $(MODELS) --out build/gpu-models --target auto
 	$(HOST) build/gpu-models/whole_model.py --out $(RESULTS)/whole_models.jsonl
 endif
+ifneq ($(CONV_MODELS)$(ALGORITHM_MODELS),)
+	rm -rf build/gpu-conv
+	$(BIN)/python -m benchmarks.conv_gpu_job $(CONV_LAYERS) --out build/gpu-conv --target auto
+	$(HOST) build/gpu-conv/conv_gpu.py --out $(RESULTS)/convolutions.jsonl --seconds 36000
+endif
+ifdef ALGORITHM_MODELS
+	$(BIN)/onnxopt profile --import $(RESULTS)/convolutions.jsonl
+endif
 
 # The same for a GPU in another machine (TARGET names it), which then needs NumPy and cuda-bindings only. There:
 #   python build/gpu-job/tiles/run.py --out tiles.jsonl; python build/gpu-job/attention_gpu.py build/gpu-job/sites
 # and, where MODELS were named and PyTorch is installed: python build/gpu-job/models/whole_model.py
+# and, where CONV_MODELS or ALGORITHM_MODELS were: python build/gpu-job/conv/conv_gpu.py
 TARGET ?= sm_90
 gpu-job: $(READY)
 	rm -rf build/gpu-job
@@ -77,6 +88,9 @@ gpu-job: $(READY)
 	cp benchmarks/attention_gpu.py benchmarks/attention_gpu_peers.py build/gpu-job/
 ifdef MODELS
 	$(BIN)/python -m benchmarks.whole_model_gpu_job $(MODELS) --out build/gpu-job/models --target $(TARGET)
+endif
+ifneq ($(CONV_MODELS)$(ALGORITHM_MODELS),)
+	$(BIN)/python -m benchmarks.conv_gpu_job $(CONV_LAYERS) --out build/gpu-job/conv --target $(TARGET)
 endif
 
 clean:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onnxopt.errors import InputError
 from onnxopt.model.files import read_file
+from onnxopt.target.layer_records import LayerRecord, add_layers, parse_layer_record
 from onnxopt.target.tile_records import TileRecord, parse_tile_record
 from onnxopt.target.tile_store import add_records, import_lines
 
@@ -40,16 +41,39 @@ def records_in(results: Path) -> tuple[tuple[TileRecord, ...], list[tuple[int, s
     return tuple(records), problems
 
 
+def layers_in(results: Path) -> tuple[tuple[LayerRecord, ...], list[tuple[int, str]]]:
+    """The records of layers in a job's results, several a line, and the lines with one that cannot be used, as above.
+
+    Raises as :func:`records_in`, which read the file before.
+    """
+    records, problems = [], []
+    for number, line in enumerate(read_file(results, _MOST_RESULT_BYTES).splitlines(), start=1):
+        entry = json.loads(line)
+        layers = entry.get("layers") if isinstance(entry, dict) else None
+        for layer in layers if isinstance(layers, list) else ():
+            try:
+                records.append(parse_layer_record(json.dumps(layer).encode()))
+            except ValueError as error:
+                problems.append((number, str(error)))
+    return tuple(records), problems
+
+
 def import_results(store: Path, file: Path) -> tuple[int, list[tuple[int, str]]]:
     """Add what a file of a job's results, or of exported records, holds; how many, and the lines not used with reasons.
 
     Raises InputError where the file cannot be read or holds no record.
     """
     records, problems = records_in(file)
-    count = add_records(store, records) if records else 0
-    if not records and _is_results(file):
-        raise InputError(f"{file}: these results of a job hold no tile times; a dry run and sites of models have none")
-    if not records:
+    layers, further = layers_in(file)
+    problems += further
+    count = (add_records(store, records) if records else 0) + (add_layers(store, layers) if layers else 0)
+    if not count and _is_results(file):
+        said = f"; line {problems[0][0]}: {problems[0][1]}" if problems else ""
+        raise InputError(
+            f"{file}: these results of a job hold no times of tiles or layers{said}; a dry run and sites of models "
+            "have none"
+        )
+    if not count:
         count, problems = import_lines(store, file)
     if not count:
         said = f"; line {problems[0][0]}: {problems[0][1]}" if problems else ""

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 import onnxopt
 from onnxopt.errors import InputError
+from onnxopt.kernels.algorithm_source import algorithm_source
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
 from onnxopt.kernels.pool import Progress, compile_kernels
@@ -112,11 +113,13 @@ def _written(folder: Path, requests: Sequence[Request], kernels: Sequence[Sequen
 
 
 def request_sources(request: Request) -> list[KernelSource]:
-    """The sources of a request's kernels: one, or two where results are partial.
+    """The sources of a request's kernels: one, two where results are partial, or one for each step.
 
     Raises InputError where a configuration is not supported.
     """
     second = request.second_kernel
+    if request.kind == "algorithm":
+        return [algorithm_source(step["operator"], step["kernel"]) for step in request.kernel["steps"]]
     if request.kind == "conv":
         first = group_conv_source(request.kernel, request.resident)
         return [first] if second is None else [first, sum_conv_source(second)]
@@ -131,7 +134,7 @@ def _entry(folder: Path, request: Request, kernels: Sequence[Sequence[CompiledKe
         content.update(np.ascontiguousarray(table).tobytes())
     tables = f"tables/{content.hexdigest()[:16]}.npz"
     with (folder / tables).open("wb") as file:
-        np.savez(file, **{name: _plain(table) for name, table in request.tables.items()})  # type: ignore[arg-type]
+        np.savez_compressed(file, **{name: _plain(table) for name, table in request.tables.items()})  # type: ignore[arg-type]
     codes = [_code(folder, own) for own in kernels]
     return Entry(
         id=request.id,
@@ -141,26 +144,27 @@ def _entry(folder: Path, request: Request, kernels: Sequence[Sequence[CompiledKe
         second_kernel=request.second_kernel,
         tables=tables,
         first=codes[0],
-        second=codes[1] if len(codes) > 1 else None,
+        second=None if request.second_kernel is None else codes[1],
         batch=request.batch,
         resident=request.resident,
         needed=request.needed,
         computed=request.computed,
         predicted_us=request.predicted_us,
         bound_us=request.bound_us,
-        record=None if request.record is None else {**request.record, **_compiled(kernels[0][0])},
+        record=None if request.record is None else {**request.record, **_compiled(request.purpose, kernels)},
+        further=tuple(codes[1:]) if request.second_kernel is None else (),
     )
 
 
-def _compiled(kernel: CompiledKernel) -> dict[str, Any]:
-    """What a tuning record says about the kernel that was measured."""
-    constants = "\n".join(f"{name}={value}" for name, value in kernel.source.defines)
-    return {
-        "registers": kernel.report.registers,
-        "shared_bytes": kernel.report.dynamic_shared,
-        "nvrtc": kernel.compiler,
-        "source": sha256((kernel.ptx + constants).encode()).hexdigest()[:16],
-    }
+def _compiled(purpose: str, kernels: Sequence[Sequence[CompiledKernel]]) -> dict[str, Any]:
+    """What a tuning record says about the kernel that was measured; that of a layer is about all its kernels."""
+    kernel = kernels[0][0]
+    measured = kernels if purpose == "layer" else kernels[:1]
+    texts = [own[0].ptx + "\n".join(f"{name}={value}" for name, value in own[0].source.defines) for own in measured]
+    found = {"nvrtc": kernel.compiler, "source": sha256("".join(texts).encode()).hexdigest()[:16]}
+    if purpose == "layer":
+        return found
+    return {**found, "registers": kernel.report.registers, "shared_bytes": kernel.report.dynamic_shared}
 
 
 def _plain(table: Array) -> Array:
@@ -218,6 +222,7 @@ def _imports(path: Path) -> Iterable[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("onnxopt."):
             yield node.module
+            yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
 def _packages(name: str) -> Iterable[str]:

@@ -25,7 +25,7 @@ def check_entry(job: Job, entry: Entry, device: Device, seed: int, work: int) ->
     operands = operator.draw(entry.kernel, entry.batch, seed)
     # A CPU computes the sample only; a GPU everything, so that every block is seen to end without a fault.
     load = operator.load(job, entry, device, part if emulated else tables, operands)
-    device.run(load.launches[:1])
+    device.run(load.launches if load.second is None else load.launches[:-1])
     found = [_content(device, output) for output in load.outputs]
     if not emulated and not whole:
         found = operator.only_written(entry.kernel, part, found)
@@ -33,7 +33,7 @@ def check_entry(job: Job, entry: Entry, device: Device, seed: int, work: int) ->
     if load.second is not None and (not emulated or whole):
         # What was not of the sample is an input of the second kernel all the same.
         parts = [_content(device, output) for output in load.outputs]
-        device.run(load.launches[1:])
+        device.run(load.launches[-1:])
         judgements.append(operator.judge_second(entry, tables, operands, parts, _content(device, load.second)))
     return judgements
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.errors import InputError
+from onnxopt.measure.job.weights import with_weights
 
 SCHEMA = "onnxopt.job/2"
 FILE = "job.json"
@@ -19,8 +20,8 @@ _MOST_BYTES = 64 << 20
 
 Array = npt.NDArray[Any]
 
-Kind = Literal["attention", "conv"]
-"""Which operators an entry has: SparseAttention and MergeAttention, or GroupConv and SumConv."""
+Kind = Literal["attention", "conv", "algorithm"]
+"""Which operators an entry has: SparseAttention and MergeAttention, GroupConv and SumConv, or an algorithm's steps."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class Code:
 @dataclass(frozen=True)
 class Entry:
     """One operator to run; ``second`` is the kernel that merges or adds up partial results, where there are any.
+    ``further`` are the kernels behind the first of an algorithm with several steps.
 
     ``needed`` and ``computed`` count pairs over all heads of a batch element, or connections of a convolution; times
     are microseconds. ``purpose`` is ``site`` for a site of a model and ``tile`` for strips or parts that are all alike,
-    whose time goes into tuning records; ``record`` has the fields of such a record that do not come from measuring.
+    whose time goes into tuning records, as does that of a ``layer``, a whole convolution; ``record`` has the fields of
+    such a record that do not come from measuring.
     """
 
     id: str
@@ -59,6 +62,7 @@ class Entry:
     predicted_us: float
     bound_us: float
     record: Mapping[str, Any] | None = None
+    further: tuple[Code, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,9 @@ class Job:
     entries: tuple[Entry, ...]
 
     def tables(self, entry: Entry) -> dict[str, Array]:
-        """An entry's tables by name."""
+        """An entry's tables by name; weights that the job does not carry are drawn."""
         with np.load(self.folder / entry.tables, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            return with_weights({name: archive[name] for name in archive.files}, entry.kernel["element"])
 
     def code(self, code: Code, architecture: str) -> bytes:
         """The machine code for an architecture, else the PTX, which the driver compiles."""
@@ -111,8 +115,9 @@ def read_job(folder: Path) -> Job:
 
 def _entry(folder: Path, fields: Mapping[str, Any]) -> Entry:
     codes = {name: Code(**fields[name]) if fields[name] else None for name in ("first", "second")}
-    entry = Entry(**{**fields, **codes})
-    own = [code for code in (entry.first, entry.second) if code is not None]
+    further = tuple(Code(**code) for code in fields.get("further", ()))
+    entry = Entry(**{**fields, **codes, "further": further})
+    own = [code for code in (entry.first, entry.second, *further) if code is not None]
     if entry.kind not in get_args(Kind):
         raise ValueError(f"an entry's kind is {entry.kind!r}; known are {', '.join(get_args(Kind))}")
     for name in (entry.tables, *(file for code in own for file in (*code.cubins.values(), code.ptx))):

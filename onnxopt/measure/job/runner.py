@@ -156,10 +156,13 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
-def run_entry(job: Job, number: int, device: Device, dry_run: bool) -> dict[str, Any]:
-    """Check one entry, and time it where that says something; the fields of a result."""
+def run_entry(job: Job, number: int, device: Device, dry_run: bool, work: int = _WORK_ON_GPU) -> dict[str, Any]:
+    """Check one entry, and time it where that says something; the fields of a result.
+
+    ``work`` is how much the reference computes of it on a GPU.
+    """
     entry = job.entries[number]
-    judgements = check_entry(job, entry, device, _SEED, _WORK_DRY if dry_run else _WORK_ON_GPU)
+    judgements = check_entry(job, entry, device, _SEED, _WORK_DRY if dry_run else work)
     result: dict[str, Any] = {
         "id": entry.id,
         "passed": all(judgement.passed for judgement in judgements),
@@ -178,22 +181,26 @@ def run_entry(job: Job, number: int, device: Device, dry_run: bool) -> dict[str,
     elif entry.purpose == "tile":
         result["tile_us"] = tile_microseconds(job, entry, device, _SEED)
         if result["tile_us"] is not None and entry.record is not None:
-            result["record"] = _record(entry, result)
+            result["record"] = _record(entry, result, result["tile_us"])
     else:
         for kind, cold in (("cold", True), ("warm", False)):
             timing = time_entry(job, entry, device, _SEED, cold=cold)
             result[f"{kind}_us"] = None if timing is None else vars(timing)
+        if result["cold_us"] is not None and entry.record is not None:
+            # In a network other layers have used the cache since the last run of this one.
+            record = _record(entry, result, result["cold_us"]["median_us"])
+            result["layers"] = [{**record, "host": f"onnxopt {job.versions['onnxopt']}"}]
     return result
 
 
-def _record(entry: Entry, result: dict[str, Any]) -> dict[str, Any]:
+def _record(entry: Entry, result: dict[str, Any], microseconds: float) -> dict[str, Any]:
     """A tuning record's fields; its clock is the one that ``nvidia-smi`` reads under load, else the largest."""
     facts = result["device"]
     return {
         **(entry.record or {}),
         "gpu": facts["gpu"],
         "driver": facts["cuda_driver"],
-        "microseconds": result["tile_us"],
+        "microseconds": microseconds,
         "clock_hz": multiprocessor_clock() or facts["largest_clock_hz"],
         "date": datetime.date.today().isoformat(),
     }

@@ -12,8 +12,7 @@ from onnxopt.plan.algorithms.geometry import LayerGeometry
 from onnxopt.plan.algorithms.steps import WINOGRAD_TILES, AlgorithmStep
 from onnxopt.plan.algorithms.tiles import DEPTH_BYTES
 from onnxopt.plan.roofline import ELEMENT_BYTES
-from onnxopt.plan.tables.attention import compute_type
-from onnxopt.plan.tables.tiles import in_type
+from onnxopt.plan.tables.compute_type import compute_type, in_type
 from onnxopt.target.variant import Element
 
 Array = npt.NDArray[np.generic]

@@ -5,26 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import TensorProto, helper
 
 from onnxopt.discover.attention_site import AttentionSite, EmptyRow
 from onnxopt.plan.schedule import AttentionSchedule, PatternSchedule
 from onnxopt.plan.tables.addresses import Shapes, destinations, place_operand
+from onnxopt.plan.tables.compute_type import compute_type
 from onnxopt.plan.tables.marks import PartMarks, head_biases
 from onnxopt.plan.tables.pieces import MOST_ENTRIES, NoTables, Pool
 from onnxopt.plan.tables.slots import Slots
 from onnxopt.plan.tables.tiles import TilePools
 from onnxopt.plan.tables.types import JOB_COLUMNS, AttentionKernel, AttentionTables, RuntimeWeights
 from onnxopt.plan.tables.weights import own_weights
-from onnxopt.target.variant import AttentionVariant, Element
+from onnxopt.target.variant import AttentionVariant
 
 _COLUMN = {name: index for index, name in enumerate(JOB_COLUMNS)}
-
-
-def compute_type(element: Element) -> np.dtype:
-    """The NumPy type of what tensors and biases hold."""
-    kinds = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
-    return np.dtype(helper.tensor_dtype_to_np_dtype(kinds.get(element, TensorProto.FLOAT)))
 
 
 def attention_tables(

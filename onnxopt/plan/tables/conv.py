@@ -11,10 +11,9 @@ import numpy as np
 
 from onnxopt.discover.conv_site import IntArray
 from onnxopt.plan.schedule import ConvSchedule
-from onnxopt.plan.tables.attention import compute_type
+from onnxopt.plan.tables.compute_type import compute_type, in_type
 from onnxopt.plan.tables.conv_types import CONV_JOB_COLUMNS, ConvKernel, ConvTables, SumTables
 from onnxopt.plan.tables.pieces import MOST_ENTRIES, NoTables, Pool
-from onnxopt.plan.tables.tiles import in_type
 from onnxopt.plan.tables.work import ConvWork
 
 _AXES = 3

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxopt.plan.tables.compute_type import in_type
 from onnxopt.plan.tables.marks import Needed
 from onnxopt.plan.tables.pieces import Pool
 from onnxopt.target.variant import AttentionVariant
@@ -94,11 +95,3 @@ def _m_rows(variant: AttentionVariant, rows: int, keys: int) -> int:
     if variant.swapped:
         return -(-min(keys, variant.keys) // variant.key_granule) * variant.key_granule
     return -(-rows // variant.row_granule) * variant.row_granule
-
-
-def in_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Convert, keeping finite values finite: float16 has no 1e5."""
-    if dtype == np.float32:
-        return values.astype(np.float32)
-    limit = 65504.0 if dtype == np.float16 else 3.38e38
-    return np.asarray(np.clip(values, -limit, limit), dtype)
