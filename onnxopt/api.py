@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from onnx import ModelProto
 
 from onnxopt.algorithm_choice import algorithm_settings, check_algorithms
-from onnxopt.decide import ConvSource, Judge, PluginSource, Progress, SiteReport
+from onnxopt.decide import BlockSource, ConvSource, Judge, PluginSource, Progress, SiteReport
 from onnxopt.deploy.manifest import Source, check_manifest, file_sha256, package_versions, write_manifest
 from onnxopt.deploy.rtx import BuildProgress, build_engine
+from onnxopt.drafts import FORM_FILES, Draft, verified, write_models
 from onnxopt.engines import Engine
 from onnxopt.engines import build as build
-from onnxopt.errors import VerificationError
 from onnxopt.forms import check_engine, check_forms, forms_of_model, written_forms
 from onnxopt.lower.algorithm_layouts import join_layouts
 from onnxopt.lower.compat import lower_for_parsers
@@ -23,14 +23,10 @@ from onnxopt.lower.plugin_nodes import note_resident_blocks
 from onnxopt.lower.rewrite import copy_of
 from onnxopt.measure.paths import EMULATED, default_cache_dir
 from onnxopt.measure.records import FILE_NAME
-from onnxopt.measure.timing import PairTiming
 from onnxopt.model.graph import default_opset
 from onnxopt.model.read import read_model
-from onnxopt.model.write import write_model
 from onnxopt.package import (
     PLAN,
-    PLUGIN,
-    PORTABLE,
     RTX_ENGINE,
     check_place,
     default_folder,
@@ -55,13 +51,10 @@ from onnxopt.site_reports import Form
 from onnxopt.sites import Findings, Judged, carry_out, discover, judge_network, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.target.variant import Element
-from onnxopt.verification import VerifyReport, load_inputs, verify_rewritten
+from onnxopt.verification import VerifyReport, load_inputs
 from onnxopt.verification.outcome import of_package, with_kernels
 from onnxopt.verification.package_kernels import check_kernels, verify_kernels
-from onnxopt.verification.structure import check_structure
-from onnxopt.written import prove_written
-
-_FILES: Mapping[Form, str] = {"plugin": PLUGIN, "portable": PORTABLE}
+from onnxopt.verification.winograd import verify_written
 
 
 def inspect(
@@ -130,10 +123,10 @@ def optimize(
     ``out`` is the package's folder, by default the model's name with the suffix ``.onnxopt``. ``form`` defaults to
     ``portable`` for the CPU and ``both`` for a GPU, ``dtype``, in which kernels compute, to the type of a site's own
     tensors. ``conv_algorithms``, ``workspace`` and ``winograd`` are as for :func:`inspect`; what was chosen is written
-    in the plugin form. ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for
-    bad input, :class:`onnxopt.VerificationError` if the result does not agree with the original (nothing is written),
-    and :class:`onnxopt.MissingError` if the machine lacks what the engine or the kernels of the plugin form need.
-    ``kernel_progress`` is told how many kernels are compiled, and of how many.
+    in the plugin form. ``measure`` defaults to whether the target is this machine's CPU. Raises
+    :class:`onnxopt.InputError` for bad input, :class:`onnxopt.VerificationError` if the result does not agree with the
+    original (nothing is written), and :class:`onnxopt.MissingError` if the machine lacks what the engine or the kernels
+    of the plugin form need. ``kernel_progress`` is told how many kernels are compiled, and of how many.
     """
     algorithms = algorithm_settings(conv_algorithms, workspace, winograd)
     path = Path(model)
@@ -173,7 +166,7 @@ def optimize(
     inspection = _inspection(path, proto, findings, chosen, decided)
     with new_package(folder) as place:
         progress("writing the package")
-        notes = _write_models(drafts, place, path if verify else None)
+        notes = write_models(drafts, place, path if verify else None)
         kernels = all_kernels(inspection.sites, before)
         write_kernels(place, kernels)
         versions = package_versions(engine) | kernel_versions(kernels)
@@ -196,7 +189,8 @@ def optimize(
         )
     lowered = drafts[0].lowered
     written = tuple(
-        WrittenModel(_FILES[d.form], d.form, len(d.model.graph.node), tuple(d.reports), d.verification) for d in drafts
+        WrittenModel(FORM_FILES[d.form], d.form, len(d.model.graph.node), tuple(d.reports), d.verification)
+        for d in drafts
     )
     return OptimizeResult(
         folder,
@@ -209,18 +203,6 @@ def optimize(
     )
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A model that is ready to be written; ``lowered`` counts the operators that were written out for parsers."""
-
-    form: Form
-    model: ModelProto
-    reports: list[SiteReport]
-    timing: PairTiming | None
-    lowered: int
-    verification: VerifyReport | None
-
-
 def _draft(
     proto: ModelProto,
     form: Form,
@@ -229,29 +211,17 @@ def _draft(
     path: Path,
     verify: bool,
     progress: Progress,
-) -> _Draft:
+) -> Draft:
     """Carry out the decisions for one form; raises VerificationError where the result is not the original."""
     outcome = carry_out(proto, reports, judge)
     model = copy_of(proto) if outcome.model is proto else outcome.model
     lowered, _ = lower_for_parsers(model)
     join_layouts(model)
-    plugins = [report.plugin for report in outcome.reports if isinstance(report.plugin, PluginSource | ConvSource)]
+    kept = (report.plugin for report in outcome.reports)
+    plugins = [plugin for plugin in kept if isinstance(plugin, PluginSource | ConvSource | BlockSource)]
     note_resident_blocks(model, {source.tables.operator(): source.resident for source in plugins})
-    verification = _verified(proto, model, outcome.reports, path, progress) if verify else None
-    return _Draft(form, model, outcome.reports, outcome.timing, lowered, verification)
-
-
-def _write_models(drafts: Sequence[_Draft], place: Path, original: Path | None) -> tuple[str, ...]:
-    """Write the models, and prove what can be proved of the files; ``original`` is None where that is not wanted."""
-    notes = []
-    for draft in drafts:
-        file = place / _FILES[draft.form]
-        write_model(draft.model, file)
-        if draft.form == "plugin":
-            prove_written(file, draft.reports)
-        if original is not None:
-            notes.append(check_structure(file, original))
-    return tuple(dict.fromkeys(note for note in notes if note))
+    verification = verified(proto, model, outcome.reports, path, progress) if verify else None
+    return Draft(form, model, outcome.reports, outcome.timing, lowered, verification)
 
 
 def verify(
@@ -277,7 +247,7 @@ def verify(
     given = load_inputs(inputs, first) if inputs is not None else None
     reports = {}
     for file in _model_files(candidate):
-        reports[file.name] = verify_rewritten(first, read_model(file), inputs=given, progress=progress)
+        reports[file.name] = verify_written(first, read_model(file), inputs=given, progress=progress)
     report = of_package(reports)
     if not kernels:
         return report
@@ -292,17 +262,6 @@ def _model_files(path: str | Path) -> tuple[Path, ...]:
         return (Path(path),)
     check_manifest(path)
     return package_models(Path(path))
-
-
-def _verified(
-    proto: ModelProto, result: ModelProto, reports: Sequence[SiteReport], path: Path, progress: Progress
-) -> VerifyReport:
-    progress("verifying")
-    watched = [(s.id, name) for s in reports if s.rewrite for name in s.rewrite.replaces]
-    report = verify_rewritten(proto, result, sites=watched, progress=progress)
-    if not report.passed:
-        raise VerificationError(f"{path}: {report.explain()}; nothing was written")
-    return report
 
 
 def _inspection(

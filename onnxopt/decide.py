@@ -27,6 +27,7 @@ from onnxopt.measure.sessions import time_models, time_regions
 from onnxopt.measure.timing import PairTiming, TimingLimits
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.algorithms.tables import StepTables
+from onnxopt.plan.block import BlockTables, BlockWork
 from onnxopt.plan.estimate import cpu_seconds, data_work, gpu_seconds
 from onnxopt.plan.tables import AttentionTables, ConvTables, ConvWork
 from onnxopt.report.picture import Picture
@@ -88,6 +89,15 @@ class AlgorithmSource:
 
 
 @dataclass(frozen=True)
+class BlockSource:
+    """What a block of convolutions was written from: its work and its tables; ``resident`` as in ConvSource."""
+
+    work: BlockWork
+    tables: BlockTables
+    resident: int = 1
+
+
+@dataclass(frozen=True)
 class SiteKernel:
     """The compiled kernel of an operator of a site."""
 
@@ -109,7 +119,7 @@ class SiteReport:
     planned: dict[str, Any] = field(default_factory=dict)
     draw: Drawing | None = field(default=None, compare=False)
     rewrite: Rewrite | None = None
-    plugin: PluginSource | ConvSource | AlgorithmSource | None = field(default=None, compare=False)
+    plugin: PluginSource | ConvSource | AlgorithmSource | BlockSource | None = field(default=None, compare=False)
     kernels: tuple[SiteKernel, ...] = field(default=(), compare=False)
 
     def inspected(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from onnxopt.commands.options import (
+    ConvAlgorithms,
     DtypeOption,
     EngineKind,
     Form,
@@ -17,6 +18,8 @@ from onnxopt.commands.options import (
     Objective,
     Settings,
     TargetName,
+    Winograd,
+    Workspace,
     WrittenForm,
 )
 from onnxopt.errors import VerificationError
@@ -31,6 +34,9 @@ def inspect(
         typer.Option(help="Judge this form (default: portable for cpu, plugin for a GPU).", show_default=False),
     ] = None,
     dtype: DtypeOption = None,
+    conv_algorithms: ConvAlgorithms = False,
+    workspace: Workspace = None,
+    winograd: Winograd = False,
     json: Json = False,
 ) -> None:
     """Show the sites of a model and what would be done with each. Changes and measures nothing."""
@@ -46,6 +52,9 @@ def inspect(
             target=target,
             form=None if form is None else form.value,
             dtype=None if dtype is None else dtype.value,
+            conv_algorithms=conv_algorithms,
+            workspace=workspace,
+            winograd=winograd,
             cache=settings.cache,
             progress=reporter.stage,
         )
@@ -72,6 +81,9 @@ def optimize(
     engine: Annotated[EngineKind | None, typer.Option(help="Also build this engine.", show_default=False)] = None,
     dtype: DtypeOption = None,
     objective: Annotated[Objective, typer.Option(help="What a schedule minimises.")] = Objective.time,
+    conv_algorithms: ConvAlgorithms = False,
+    workspace: Workspace = None,
+    winograd: Winograd = False,
     measure: Annotated[
         bool | None,
         typer.Option(
@@ -97,6 +109,9 @@ def optimize(
             form=None if form is None else form.value,
             engine=engine.value if engine is not None else None,
             dtype=None if dtype is None else dtype.value,
+            conv_algorithms=conv_algorithms,
+            workspace=workspace,
+            winograd=winograd,
             objective=objective.value,
             measure=measure,
             verify=not no_verify,

@@ -63,6 +63,22 @@ DtypeOption = Annotated[
     Dtype | None,
     typer.Option("--dtype", help="The type that kernels compute in (default: the model's own).", show_default=False),
 ]
+ConvAlgorithms = Annotated[
+    bool,
+    typer.Option("--conv-algorithms", help="Choose an algorithm for every dense convolution (plugin form)."),
+]
+Workspace = Annotated[
+    float | None,
+    typer.Option(
+        "--workspace",
+        metavar="MB",
+        help="What the algorithms may take beside the tensors of the model (default: any).",
+        show_default=False,
+    ),
+]
+Winograd = Annotated[
+    bool, typer.Option("--winograd", help="Also choose among Winograd's, whose error has a bound of its own.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 
 

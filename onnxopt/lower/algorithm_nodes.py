@@ -32,7 +32,7 @@ class PluginAlgorithm:
     @property
     def winograd(self) -> bool:
         """Whether its error has a bound of its own."""
-        return self.steps[0].configuration["operator"] == "WinogradInput"
+        return str(self.steps[0].configuration["operator"]) == "WinogradInput"
 
 
 def plugin_algorithms(model: ModelProto) -> tuple[PluginAlgorithm, ...]:

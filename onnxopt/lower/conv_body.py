@@ -38,20 +38,20 @@ def conv_bodies(
     """
     added = [RESIDUAL] if work.residual else []
     if tables.sum is None:
-        build = _Build(work, graph, kind)
+        build = ConvBody(work, graph, kind)
         build.finished(build.channels())
         names = input_names(["x", *added], tables.arrays())
         own = widened_function(
             tables.operator(), names, ["y"], build.rewrite(), kind, graph.opset, tables.configuration()
         )
         return (own,)
-    first = _Build(work, graph, kind)
+    first = ConvBody(work, graph, kind)
     first.partials(schedule, "partial")
     names = input_names(["x"], tables.arrays())
     partial = widened_function(
         tables.operator(), names, ["partial"], first.rewrite(), kind, graph.opset, tables.configuration()
     )
-    second = _Build(work, graph, kind)
+    second = ConvBody(work, graph, kind)
     second.finished(second.sums(tables))
     names = input_names(["partial", *added], tables.sum.arrays())
     configuration = tables.sum.configuration()
@@ -60,16 +60,18 @@ def conv_bodies(
 
 
 @dataclass
-class _Build:
-    """The nodes of one function."""
+class ConvBody:
+    """The nodes of one function, or of one convolution of it, which then reads ``given`` in place of ``x``."""
 
     work: ConvWork
     graph: Graph
     kind: int
+    site: str = _SITE
+    given: str | None = None
     nodes: OperatorNodes = field(init=False)
 
     def __post_init__(self) -> None:
-        self.nodes = OperatorNodes(_SITE, self.graph, TensorProto.FLOAT, None)
+        self.nodes = OperatorNodes(self.site, self.graph, TensorProto.FLOAT, None)
 
     def rewrite(self) -> Rewrite:
         """What has been built."""
@@ -117,13 +119,19 @@ class _Build:
         """Make ``y`` of its channels: residual and activation."""
         if self.work.residual:
             tensor = self.nodes.node("Add", [tensor, self._operand(RESIDUAL)], "sum")
-        tensor = self._activated(tensor, self.work.activation, "output")
+        tensor = self.activated(tensor)
         if self.work.layout == "last":
             self.nodes.node("Transpose", [tensor], "last", perm=to_last(len(self.work.size)))
         self.nodes.nodes[-1].output[0] = wide_name("y", self.kind)
 
+    def activated(self, tensor: str) -> str:
+        """A result behind its activation."""
+        return self._activated(tensor, self.work.activation, "output")
+
     def _operand(self, name: str) -> str:
         """A tensor that the operator reads, in float32 with its channels first."""
+        if self.given is not None and name == "x":
+            return self.given
         tensor = wide_name(name, self.kind)
         if self.work.layout == "first":
             return tensor

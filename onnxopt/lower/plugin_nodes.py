@@ -20,6 +20,7 @@ from onnxopt.plan.tables.types import configuration_of, operator_name
 
 _ATTENTION, MERGE_ATTENTION = "SparseAttention", "MergeAttention"
 GROUP_CONV, SUM_CONV, SLICES = "GroupConv", "SumConv", "ConvSlices"
+CONV_BLOCK = "ConvBlock"
 # What the steps of convolution algorithms start from.
 FIRST_OPERANDS: Mapping[str, str] = {
     "ConvScalar": "x",
@@ -36,6 +37,7 @@ _OPERANDS = {
     _ATTENTION: ("q", "k", "v"),
     MERGE_ATTENTION: ("partial", "lse"),
     GROUP_CONV: ("x",),
+    CONV_BLOCK: ("x",),
     **{operator: (name,) for operator, name in FIRST_OPERANDS.items()},
 }
 WEIGHT, RESIDUAL = "weight", "residual"
@@ -189,7 +191,7 @@ def _operands(configuration: Mapping[str, Any]) -> tuple[str, ...]:
         return (*names, WEIGHT)
     # Of a convolution in two halves the second adds the residual.
     added = kernel.get("residual") and (
-        operator in FIRST_OPERANDS or (operator == GROUP_CONV and not kernel.get("split"))
+        operator in FIRST_OPERANDS or (operator in (GROUP_CONV, CONV_BLOCK) and not kernel.get("split"))
     )
     return (*names, RESIDUAL) if added else names
 

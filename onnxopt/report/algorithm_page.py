@@ -35,15 +35,13 @@ def algorithm_section(found: Any) -> str:
     solver = _object(fields.get("solver"), "conv_algorithms.solver")
     budget = None if fields.get("budget_bytes") is None else _number(fields, "budget_bytes")
     said = (_word(solver, "name"), _word(solver, "status"))
+    alone = f"{text(_word(single, 'algorithm'))}, {microseconds(_number(single, 'microseconds'))}"
     rows = [
         ("predicted or measured", microseconds(_number(fields, "microseconds"))),
         ("at least", f"{microseconds(_number(fields, 'bound_us'))} (gap {percent(_number(fields, 'gap'))})"),
         ("solver", text(", ".join(said)) + f", {count(_number(solver, 'nodes'))} nodes"),
         ("every dense layer kept", microseconds(_number(fields, "kept_us"))),
-        (
-            "best algorithm alone",
-            f"{text(_word(single, 'algorithm'))}, {microseconds(_number(single, 'microseconds'))}",
-        ),
+        ("best algorithm alone", alone),
         ("changes of layout", count(_number(fields, "conversions"))),
         ("workspace", _bytes(_number(fields, "workspace_bytes"))),
         ("further constants", _bytes(_number(fields, "constant_bytes"))),

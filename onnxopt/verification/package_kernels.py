@@ -7,7 +7,8 @@ whatever a kernel does wrong is a finding, not the end of the run.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -19,16 +20,30 @@ from onnxopt.errors import InputError, MissingError, OnnxOptError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.cubin import CubinError, kernel_figures
 from onnxopt.kernels.report import ReportError, ResourceReport, published_shared
+from onnxopt.lower.algorithm_nodes import plugin_algorithms
+from onnxopt.lower.plugin_blocks import plugin_blocks
 from onnxopt.lower.plugin_convolutions import plugin_convolutions
-from onnxopt.lower.plugin_nodes import GROUP_CONV, MERGE_ATTENTION, SUM_CONV, PluginNode, plugin_sites
+from onnxopt.lower.plugin_nodes import (
+    CONV_BLOCK,
+    FIRST_OPERANDS,
+    GROUP_CONV,
+    MERGE_ATTENTION,
+    RESIDUAL,
+    SUM_CONV,
+    PluginNode,
+    plugin_sites,
+)
 from onnxopt.model.files import read_file
 from onnxopt.model.read import read_model
 from onnxopt.package import PLUGIN
 from onnxopt.site_kernels import FOLDER, cubin_name, ptx_name, source_of
 from onnxopt.validate import PlanError, validate_attention_launch, validate_conv_launch
+from onnxopt.verification.block_kernels import check_conv_block
 from onnxopt.verification.conv_kernels import check_group_conv, check_sum_conv
 from onnxopt.verification.kernel_report import KernelReport
 from onnxopt.verification.kernels import ORDERS, PAIRS, KernelCheck, check_attention, check_merge
+from onnxopt.verification.step_kernels import check_step, step_elements
+from onnxopt.written import check_algorithm_launch, check_block_launch
 
 Progress = Callable[[int, int], None]
 """Told how many kernels have been run, and of how many."""
@@ -96,15 +111,36 @@ def _operators(package: Path) -> list[_Operator]:
     ]
     halves += [(site.site, site.convolution, site.sum, validate_conv_launch) for site in plugin_convolutions(model)]
     for site, first, second, validate in halves:
-        try:
+        with _refusing(package, site):
+            for node in (first, second):
+                # What tables are held against must be a configuration first.
+                if node is not None:
+                    source_of(node)
             validate(first.kernel, first.tables, None if second is None else (second.kernel, second.tables))
-        except PlanError as error:
-            raise InputError(f"{package / PLUGIN}: {site}: {error}; optimize the original model again") from None
-        for node in (first, second):
-            if node is not None:
-                known = found.get(node.operator)
-                found[node.operator] = _Operator(node, (*known.sites, site) if known else (site,))
+        _add(found, site, [node for node in (first, second) if node is not None])
+    for block in plugin_blocks(model):
+        with _refusing(package, block.site):
+            check_block_launch(block)
+        _add(found, block.site, [block.block])
+    for algorithm in plugin_algorithms(model):
+        with _refusing(package, algorithm.site):
+            check_algorithm_launch(algorithm)
+        _add(found, algorithm.site, algorithm.steps)
     return list(found.values())
+
+
+@contextmanager
+def _refusing(package: Path, site: str) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, PlanError) as error:
+        raise InputError(f"{package / PLUGIN}: {site}: {error}; optimize the original model again") from None
+
+
+def _add(found: dict[str, _Operator], site: str, nodes: Sequence[PluginNode]) -> None:
+    for node in nodes:
+        known = found.get(node.operator)
+        found[node.operator] = _Operator(node, (*known.sites, site) if known else (site,))
 
 
 def _checked(
@@ -138,6 +174,10 @@ def _check(
         return check_merge(compiled, kernel, tables["merges"], batch=batch, orders=orders, cache=cache)
     if operator == SUM_CONV:
         return check_sum_conv(compiled, kernel, tables, batch=batch, orders=orders, cache=cache)
+    if operator in FIRST_OPERANDS:
+        return check_step(compiled, operator, kernel, tables, batch=batch, orders=orders, cache=cache)
+    if operator == CONV_BLOCK:
+        return check_conv_block(compiled, kernel, tables, batch=batch, orders=orders, cache=cache)
     if operator == GROUP_CONV:
         return check_group_conv(compiled, kernel, tables, batch=batch, orders=orders, cache=cache)
     return check_attention(compiled, kernel, tables, batch=batch, pairs=pairs, orders=orders, cache=cache)
@@ -180,9 +220,16 @@ def _read(package: Path, node: PluginNode, architecture: str) -> CompiledKernel:
 def _elements(node: PluginNode) -> int:
     """Elements of the model's tensors and of partial results that one batch element has."""
     operator, kernel = node.configuration["operator"], node.kernel
+    if operator == CONV_BLOCK:
+        sizes = kernel["stages"][0]["input_size"], kernel["stages"][-1]["output_size"]
+        outer: int = kernel["input_channels"] * prod(sizes[0]) + kernel["output_channels"] * prod(sizes[1])
+        return outer
     if operator in (GROUP_CONV, SUM_CONV):
         made: int = (kernel["output_channels"] + kernel["slots"]) * prod(kernel["output_size"])
         return made if operator == SUM_CONV else made + kernel["input_channels"] * prod(kernel["input_size"])
+    if operator in FIRST_OPERANDS:
+        read, written = step_elements(operator, kernel)
+        return read + written + (written if RESIDUAL in node.operands else 0)
     tensors: int = sum(kernel[name][0] for name in ("y" if operator == MERGE_ATTENTION else "qkvy"))
     partial: int = kernel["slots"] * kernel["value_width"]
     return tensors + partial

@@ -1,0 +1,59 @@
+"""The models of a package before they are written: rewritten for a form, verified, then written and proved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from onnxopt.decide import Progress, SiteReport
+from onnxopt.errors import VerificationError
+from onnxopt.measure.timing import PairTiming
+from onnxopt.model.write import write_model
+from onnxopt.package import PLUGIN, PORTABLE
+from onnxopt.site_reports import Form
+from onnxopt.verification import VerifyReport
+from onnxopt.verification.structure import check_structure
+from onnxopt.verification.winograd import verify_written
+from onnxopt.written import prove_written
+
+FORM_FILES: Mapping[Form, str] = {"plugin": PLUGIN, "portable": PORTABLE}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A model that is ready to be written; ``lowered`` counts the operators that were written out for parsers."""
+
+    form: Form
+    model: ModelProto
+    reports: list[SiteReport]
+    timing: PairTiming | None
+    lowered: int
+    verification: VerifyReport | None
+
+
+def write_models(drafts: Sequence[Draft], place: Path, original: Path | None) -> tuple[str, ...]:
+    """Write the models, and prove what can be proved of the files; ``original`` is None where that is not wanted."""
+    notes = []
+    for draft in drafts:
+        file = place / FORM_FILES[draft.form]
+        write_model(draft.model, file)
+        if draft.form == "plugin":
+            prove_written(file, draft.reports)
+        if original is not None:
+            notes.append(check_structure(file, original))
+    return tuple(dict.fromkeys(note for note in notes if note))
+
+
+def verified(
+    proto: ModelProto, result: ModelProto, reports: Sequence[SiteReport], path: Path, progress: Progress
+) -> VerifyReport:
+    """How a rewritten model compares with the original; raises VerificationError where it does not agree with it."""
+    progress("verifying")
+    watched = [(s.id, name) for s in reports if s.rewrite for name in s.rewrite.replaces]
+    report = verify_written(proto, result, sites=watched, progress=progress)
+    if not report.passed:
+        raise VerificationError(f"{path}: {report.explain()}; nothing was written")
+    return report
