@@ -29,7 +29,7 @@ constexpr int kThreads = 32 * kWarps + kProducers;
 constexpr int kMultiplied = kWarpgroups ? 64 : 16;
 // Threads that bring inputs to shared memory, and which of them this one is.
 constexpr int kLoaders = kWarpgroups ? kProducers : kThreads;
-DEVICE int loader_number() { return threadIdx.x % kLoaders; }
+DEVICE unsigned loader_number() { return kWarpgroups ? threadIdx.x % kLoaders : threadIdx.x; }
 static_assert(!(kLanes && kWarpgroups), "a kernel has one path");
 
 // Numbers of all three axes; convolutions over fewer have leading axes of size 1.

@@ -5,6 +5,7 @@
 // one is computed, the weights of the next `stages` - 1 are under way, and the inputs of the next group of taps.
 #pragma once
 
+#include "conv/batch.cuh"
 #include "conv/load_inputs.cuh"
 #include "conv/mma_store.cuh"
 #include "conv/products.cuh"
@@ -100,24 +101,7 @@ public:
     }
 
 private:
-    // Batch `i` of the whole walk: of which step, and which taps.
-    struct Batch {
-        int input, inputs, group, group_number, tap, taps;
-        bool first;
-    };
-    DEVICE Batch batch_of(unsigned i) const {
-        constexpr unsigned kBatches = kPlan.batches(), kInGroup = kPlan.batches_in_group();
-        const unsigned step = i / kBatches, own = i % kBatches, group = own / kInGroup, number = own % kInGroup;
-        Batch batch;
-        batch.input = step * kShape.inputs;
-        batch.inputs = min(kShape.inputs, inputs_ - batch.input);
-        batch.group = group * kPlan.group;
-        batch.group_number = step * kPlan.groups() + group;
-        batch.tap = batch.group + number * kPlan.batch;
-        batch.taps = min(kPlan.batch, kPlan.group - static_cast<int>(number) * kPlan.batch);
-        batch.first = number == 0;
-        return batch;
-    }
+    DEVICE Batch batch_of(unsigned i) const { return conv::batch_of<kNumber>(i, inputs_); }
 
     DEVICE unsigned input_rows(const Batch& batch) const {
         const unsigned slot = batch.group_number % static_cast<unsigned>(kLayout.input_slots);

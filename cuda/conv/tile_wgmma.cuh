@@ -19,7 +19,9 @@ class WgmmaTile {
     static constexpr int kBlocks = kShape.outputs / 8;
     static constexpr int kGranules = kShape.inputs / kGranule;
     using Rows = typename Memory::Rows;
-    using Fragments = unsigned[kGranules][4];
+    // Pixels of so many granules of inputs are in registers for one group of products.
+    static constexpr int kLoaded = 2;
+    using Fragments = unsigned[kLoaded][4];
     static_assert(kShape.pixels == 64 * kGroups, "each consumer warpgroup has 64 pixels");
     static_assert(kShape.outputs % 16 == 0 && kShape.inputs % 32 == 0 && kShape.inputs <= 64, "shapes of the plan");
 
@@ -75,7 +77,7 @@ private:
             const unsigned rows = memory_.inputs(batch);
             const auto weights = memory_.weights(i, 0);
             memory_.ring.wait_until_filled(i);
-            of_granules(batch.inputs, [&](auto granules) {
+            of_granules<kGranules>(batch.inputs, [&](auto granules) {
                 begin_products();
 #pragma unroll
                 for (int n = 0; n < granules.count; ++n) {
@@ -96,16 +98,17 @@ private:
         }
     }
 
-    // Pixels in registers. Those of one tap are loaded while the products of the tap before run.
+    // Pixels in registers, kLoaded granules a part. Those of one part are loaded while the products of the part before
+    // run.
     template <int kWidth>
     DEVICE void walk_taps() {
         Fragments even, odd;
-        At at{0, 0, memory_.batch(0)};
+        At at{0, 0, 0, memory_.batch(0)};
 #pragma unroll 1
         while (at.i < count_) {
-            start_tap<kWidth>(even, at);
+            start_part<kWidth>(even, at);
             if (at.i == count_) break;
-            start_tap<kWidth>(odd, at);
+            start_part<kWidth>(odd, at);
         }
     }
 
@@ -115,7 +118,7 @@ private:
     struct Count {
         static constexpr int count = kCount;
     };
-    template <int kCount = kGranules, class Action>
+    template <int kCount, class Action>
     DEVICE static void of_granules(int inputs, const Action& action) {
         if constexpr (kCount > 1) {
             if (inputs <= kGranule * (kCount - 1)) {
@@ -126,36 +129,41 @@ private:
         action(Count<kCount>{});
     }
 
-    // A tap of the walk, by its number in its batch.
+    // A part of the walk: its batch, and in this the number of its tap and its first granule.
     struct At {
-        int i, tap;
+        int i, tap, granule;
         Batch batch;
     };
 
     template <int kWidth>
-    DEVICE void start_tap(Fragments& fragments, At& at) {
-        const Batch& batch = at.batch;
-        const int released = at.tap == 0 ? at.i - 1 : -1;
-        if (at.tap == 0) memory_.ring.wait_until_filled(at.i);
-        const auto rows = pixel_row(batch, batch.tap + at.tap);
+    DEVICE void start_part(Fragments& fragments, At& at) {
+        const bool first = at.tap == 0 && at.granule == 0;
+        if (first) memory_.ring.wait_until_filled(at.i);
+        const auto rows = pixel_row(at.batch, at.batch.tap + at.tap);
         const auto weights = memory_.weights(at.i, at.tap);
-        of_granules(batch.inputs, [&](auto granules) {
+        const int released = first ? at.i - 1 : -1;
+        of_granules<kLoaded>(at.batch.inputs - at.granule * kGranule, [&](auto granules) {
 #pragma unroll
-            for (int n = 0; n < granules.count; ++n) load_matrices(fragments[n], rows.at(0, 2 * n));
+            for (int n = 0; n < granules.count; ++n) load_matrices(fragments[n], rows.at(0, 2 * (at.granule + n)));
             begin_products();
 #pragma unroll
             for (int n = 0; n < granules.count; ++n) {
                 WarpgroupProduct<kWidth>::template fragment<kElement, false>(sums<kWidth>(), fragments[n],
-                                                                             weights.along(n), true);
+                                                                             weights.along(at.granule + n), true);
             }
             commit_products();
         });
         wait_for_products<1>();
         if (released >= 0) memory_.ring.release(released);
-        if (++at.tap == batch.taps) {
-            at.tap = 0;
-            at.batch = memory_.batch(++at.i);
-        }
+        advance(at);
+    }
+    DEVICE void advance(At& at) const {
+        at.granule += kLoaded;
+        if (at.granule * kGranule < at.batch.inputs) return;
+        at.granule = 0;
+        if (++at.tap < at.batch.taps) return;
+        at.tap = 0;
+        at.batch = memory_.batch(++at.i);
     }
 
     // The pixel whose row the lane names to the matrix load.

@@ -15,7 +15,7 @@ constexpr int kGroups = kWarps / 4;
 constexpr int kStartRegisters = 65536 / (RESIDENT * kThreads) / 8 * 8;
 
 // Found by compiling: what the producer needs, which is least where chunks of inputs lie in x as they are wanted.
-constexpr int kProducerRegisters = 56;
+constexpr int kProducerRegisters = 96;
 constexpr int kConsumerRegisters = (kStartRegisters * (kGroups + 1) - kProducerRegisters) / larger(kGroups, 1) / 8 * 8;
 
 // The producer gives up what it does not need, and consumers share it. A thread can name 255, so with 240 from the

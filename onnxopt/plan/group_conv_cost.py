@@ -45,9 +45,7 @@ from onnxopt.target.variant import ConvVariant, Element, Resources
 _MOST_TAPS = 4096
 _MOST_POSITIONS = 1 << 31
 
-# Neighbouring positions of one channel lie side by side, but a tap's shift breaks the alignment of wide copies.
 _ALIGNED_COPY_BYTES = 16
-_SHIFTED_COPY_BYTES = Constant(4.0, 0.20, "assumed: the narrowest asynchronous copy")
 # The path without the matrix unit reads through L1, which serves the taps that read a position again.
 _LANES_REREAD = Constant(1.5, 0.20, "assumed: rows at the rim of a tile of positions are read twice")
 _LANES_LOAD_OPS = Constant(5.0, 0.20, "counted: a load issues at a quarter of the lanes' rate, and is converted")
@@ -66,7 +64,6 @@ _MOST_RUN_ROWS = 2
 _RUN_MARGIN = 16
 _STAGED_OUTPUTS = 24
 
-_BASE_REGISTERS = 52
 # What compiled kernels of mma take at most, by the size of an element, beside their sums and for each of them: 32-bit
 # operands are rounded or split in registers.
 _MMA_REGISTERS = {2: 64, 4: 64}
@@ -76,7 +73,13 @@ _MOST_REGISTERS = 255
 _LANES_ALONE_REGISTERS = 52
 _LANES_REGISTERS = 60
 _LANES_STEP_REGISTERS = 10
-_PRODUCER_REGISTERS = 32
+# What compiled kernels of wgmma take beside their sums, where no warpgroup gives registers to others, and what the
+# producer keeps where it does.
+_WGMMA_REGISTERS = 56
+_PRODUCER_REGISTERS = 96
+_WARPGROUP_WARPS = 4
+# Each stage of wgmma has two barriers of 8 bytes.
+_STAGE_BARRIER_BYTES = 16
 _REGISTER_UNIT = 8
 
 _PROBE_OUTPUTS = np.array([1, 4, 8, 16, 32, 60, 128, 240])
@@ -237,7 +240,7 @@ class GroupConvCost:
                 step.doubt,
                 COPY_LANE_OPS.doubt,
                 STEP_LANE_OPS.doubt,
-                _copy_doubt(variant.path) if self.taps > 1 else 0.0,
+                combined_doubt((_RUN_ROWS.doubt, _TURNED_COPY_BYTES.doubt)) if self.taps > 1 else 0.0,
             ]
         return combined_doubt((*self._path_rates[variant.path].doubts, *own))
 
@@ -301,7 +304,7 @@ def _matrix_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> T
     outputs = np.arange(v.outputs + 1)
     computed = -(-outputs // v.output_granule) * v.output_granule
     moved = _moved(v, taps, size)
-    products = 2.0 * v.pixels * computed * taps / rate.matrix
+    products = 2.0 * v.pixels * _multiplied(v, computed) * taps / rate.matrix
     copied = moved.rows / moved.copy_bytes + taps * computed / _ALIGNED_COPY_BYTES
     copies = size * copied * COPY_LANE_OPS.value / rate.lanes
     steps = moved.batches * STEP_LANE_OPS.value * 32 * v.warps / v.inputs / rate.lanes
@@ -309,6 +312,8 @@ def _matrix_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> T
     shared = size * (moved.rows + taps * (v.pixels + (1 + readers) * computed)) / rate.shared_bytes
     quarters = min(4, v.warps)
     latency = LOAD_LATENCY_CYCLES.value / rate.cycles
+    # Who brings inputs through registers waits for them: all warps, or the producer.
+    waited = latency if moved.waits else 0.0
     step = (WGMMA_TILE_CYCLES if v.path == "wgmma" else TILE_CYCLES).value / rate.cycles
     own_copies = copies if v.path == "mma" else 0.0 * copies
     return TileTable(
@@ -319,8 +324,8 @@ def _matrix_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> T
         l2=size * (moved.rows + taps * outputs) / rate.l2_bytes,
         l2_ends=size * v.pixels * outputs / rate.l2_bytes,
         ends=np.full(len(outputs), BLOCK_START_CYCLES.value / rate.cycles + _DEPENDENT_LOADS * latency),
-        tile_chain=moved.batches * step + (latency if moved.waits else 0.0),
-        tile_load=moved.batches * latency / max(1, v.stages - 1),
+        tile_chain=moved.batches * step + (waited if v.path == "mma" else 0.0),
+        tile_load=moved.batches * latency / max(1, v.stages - 1) + (waited if v.path == "wgmma" else 0.0),
         exposed_loads=v.stages == 1,
     )
 
@@ -329,7 +334,7 @@ def _matrix_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> T
 class _Moved:
     """What a step brings: rows of inputs, by copies of so many bytes, and everything in so many batches.
 
-    ``waits`` where inputs pass through registers, so that a step waits for its own loads.
+    ``waits`` where inputs pass through registers.
     """
 
     rows: float
@@ -339,18 +344,18 @@ class _Moved:
 
 
 def _moved(v: ConvVariant, taps: int, size: int) -> _Moved:
+    batches = -(-taps // _batch_taps(v, taps, size))
+    if taps > 1:
+        return _Moved(_RUN_ROWS.value * v.pixels, _TURNED_COPY_BYTES.value, batches, True)
+    return _Moved(v.pixels, _ALIGNED_COPY_BYTES, batches, False)
+
+
+def _multiplied(v: ConvVariant, computed: np.ndarray) -> np.ndarray:
+    """Outputs that are multiplied: widths of wgmma are known to the compiler, quarters or halves of the shape's."""
     if v.path == "mma":
-        batches = -(-taps // _batch_taps(v, taps, size))
-        if taps > 1:
-            return _Moved(_RUN_ROWS.value * v.pixels, _TURNED_COPY_BYTES.value, batches, True)
-        return _Moved(v.pixels, _ALIGNED_COPY_BYTES, batches, False)
-    return _Moved(taps * v.pixels, _ALIGNED_COPY_BYTES if taps == 1 else _SHIFTED_COPY_BYTES.value, taps, False)
-
-
-def _copy_doubt(path: str) -> float:
-    if path == "mma":
-        return combined_doubt((_RUN_ROWS.doubt, _TURNED_COPY_BYTES.doubt))
-    return _SHIFTED_COPY_BYTES.doubt
+        return computed
+    step = v.outputs // 4 if v.outputs % 64 == 0 else v.outputs // 2
+    return -(-computed // step) * step
 
 
 def _batch_taps(v: ConvVariant, taps: int, size: int) -> int:
@@ -396,15 +401,14 @@ def _estimate(v: ConvVariant, taps: int, element: Element) -> Resources:
     sums = v.pixels * v.outputs / (32 * v.warps)
     if v.path == "mma":
         registers = min(_MOST_REGISTERS, _up(_MMA_REGISTERS[size] + _MMA_SUM_REGISTERS[size] * sums))
-        return Resources(registers, _mma_shared(v, taps, size), v.threads)
-    tiles = v.stages * v.inputs * (size * (v.pixels + v.outputs) + 4)
-    shared = max(tiles, size * v.pixels * v.outputs)
-    groups = v.warps // 4
-    mean = (groups * (sums + _BASE_REGISTERS) + _PRODUCER_REGISTERS) / (groups + 1)
-    return Resources(_up(mean), shared, v.threads)
+        return Resources(registers, _matrix_shared(v, taps, size), v.threads)
+    own, groups = sums + _WGMMA_REGISTERS, v.warps // _WARPGROUP_WARPS
+    # The producer gives consumers of many sums what it does not need.
+    mean = own if own <= _PRODUCER_REGISTERS else (groups * own + _PRODUCER_REGISTERS) / (groups + 1)
+    return Resources(_up(mean), _matrix_shared(v, taps, size) + v.stages * _STAGE_BARRIER_BYTES, v.threads)
 
 
-def _mma_shared(v: ConvVariant, taps: int, size: int) -> int:
+def _matrix_shared(v: ConvVariant, taps: int, size: int) -> int:
     """At most so much: how far apart inputs lie, and so how many rows are brought, the geometry decides."""
     rows = (1 if taps == 1 else _MOST_RUN_ROWS) * v.pixels + _RUN_MARGIN
     outputs = v.outputs if v.outputs <= v.output_granule else -(-v.outputs // _SUM_GRANULE) * _SUM_GRANULE
