@@ -6,24 +6,30 @@ adds up products of (positions x inputs) with (inputs x outputs). Inputs are gat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from onnxopt.errors import InputError
+from onnxopt.plan.group_conv_resources import conv_resources
+from onnxopt.plan.group_conv_shapes import conv_shapes
+from onnxopt.plan.group_conv_times import (
+    LANES_LOAD_OPS,
+    LANES_REREAD,
+    RUN_ROWS,
+    TURNED_COPY_BYTES,
+    lanes_table,
+    matrix_table,
+)
 from onnxopt.plan.roofline import (
-    BLOCK_START_CYCLES,
     COPY_LANE_OPS,
-    ELEMENT_BYTES,
-    LOAD_LATENCY_CYCLES,
     REGISTER_ESTIMATE,
     STEP_LANE_OPS,
     TILE_CYCLES,
     WGMMA_TILE_CYCLES,
     Calibration,
-    Constant,
     KeyedGpu,
     Rates,
     TileTable,
@@ -45,42 +51,6 @@ from onnxopt.target.variant import ConvVariant, Element, Resources
 _MOST_TAPS = 4096
 _MOST_POSITIONS = 1 << 31
 
-_ALIGNED_COPY_BYTES = 16
-# The path without the matrix unit reads through L1, which serves the taps that read a position again.
-_LANES_REREAD = Constant(1.5, 0.20, "assumed: rows at the rim of a tile of positions are read twice")
-_LANES_LOAD_OPS = Constant(5.0, 0.20, "counted: a load issues at a quarter of the lanes' rate, and is converted")
-_LANES_STEP_CYCLES = 40.0
-_DEPENDENT_LOADS = 2
-
-# A tile's inputs over all taps are brought once, as the run of positions that holds them; here by that of each pixel.
-_RUN_ROWS = Constant(2.0, 0.20, "counted: a tile and a row on either side; 1.5 to 3 for 3 x 3 kernels of stride 1")
-_TURNED_COPY_BYTES = Constant(6.0, 0.20, "counted: 8 loads, 8 permutations and 2 stores of 32 bytes, with addresses")
-# So many bytes of weights, or those of one tap, come between two barriers (``InputPlan`` of the kernel).
-_BATCH_BYTES = 8 << 10
-_SUM_GRANULE = 16
-_ZERO_ROWS = 8
-# Rows of a run for each pixel at most, and beyond that for what rounds it up.
-_MOST_RUN_ROWS = 2
-_RUN_MARGIN = 16
-_STAGED_OUTPUTS = 24
-
-# What compiled kernels of mma take at most, by the size of an element, beside their sums and for each of them: 32-bit
-# operands are rounded or split in registers.
-_MMA_REGISTERS = {2: 64, 4: 64}
-_MMA_SUM_REGISTERS = {2: 1.75, 4: 2.0}
-_MOST_REGISTERS = 255
-# What compiled kernels of the ordinary lanes take beside their sums: addresses, rows of taps, and the next inputs.
-_LANES_ALONE_REGISTERS = 52
-_LANES_REGISTERS = 60
-_LANES_STEP_REGISTERS = 10
-# What compiled kernels of wgmma take beside their sums, where no warpgroup gives registers to others, and what the
-# producer keeps where it does.
-_WGMMA_REGISTERS = 56
-_PRODUCER_REGISTERS = 96
-_WARPGROUP_WARPS = 4
-# Each stage of wgmma has two barriers of 8 bytes.
-_STAGE_BARRIER_BYTES = 16
-_REGISTER_UNIT = 8
 
 _PROBE_OUTPUTS = np.array([1, 4, 8, 16, 32, 60, 128, 240])
 _PROBE_INPUTS = np.array([1, 4, 16, 20, 60, 120, 240])
@@ -168,7 +138,7 @@ class GroupConvCost:
     def resources(self, variant: ConvVariant) -> Resources:
         """What one block takes: as the compiler reported where a record says so, else estimated."""
         known = self._calibrations.get(variant.describe())
-        return known.resources if known else _estimate(variant, self.taps, self.element)
+        return known.resources if known else conv_resources(variant, self.taps, self.element)
 
     def occupancy(self, variants: Sequence[ConvVariant]) -> int:
         """Blocks per multiprocessor of a launch that holds all the variants, each block with the worst footprint.
@@ -233,14 +203,14 @@ class GroupConvCost:
             return known.doubt
         own = [REGISTER_ESTIMATE.doubt]
         if variant.path == "lanes":
-            own += [_LANES_LOAD_OPS.doubt, _LANES_REREAD.doubt]
+            own += [LANES_LOAD_OPS.doubt, LANES_REREAD.doubt]
         else:
             step = WGMMA_TILE_CYCLES if variant.path == "wgmma" else TILE_CYCLES
             own += [
                 step.doubt,
                 COPY_LANE_OPS.doubt,
                 STEP_LANE_OPS.doubt,
-                combined_doubt((_RUN_ROWS.doubt, _TURNED_COPY_BYTES.doubt)) if self.taps > 1 else 0.0,
+                combined_doubt((RUN_ROWS.doubt, TURNED_COPY_BYTES.doubt)) if self.taps > 1 else 0.0,
             ]
         return combined_doubt((*self._path_rates[variant.path].doubts, *own))
 
@@ -254,7 +224,7 @@ class GroupConvCost:
 
     def _table(self, variant: ConvVariant) -> TileTable:
         if variant not in self._tables:
-            make = _lanes_table if variant.path == "lanes" else _matrix_table
+            make = lanes_table if variant.path == "lanes" else matrix_table
             self._tables[variant] = make(variant, self._path_rates[variant.path], self.taps, self.element)
         return self._tables[variant]
 
@@ -264,7 +234,7 @@ class GroupConvCost:
         for record in self.records:
             groups.setdefault(record.variant, []).append(record)
         result = {}
-        for variant in _candidates(self.gpu.architecture, self.element) if groups else ():
+        for variant in conv_shapes(self.gpu.architecture, self.element) if groups else ():
             group = groups.get(variant.describe(), [])
             known = calibration(group, self._predictions(variant, group)) if group else None
             if known:
@@ -290,166 +260,9 @@ class GroupConvCost:
 @lru_cache(maxsize=256)
 def _catalogue(key: KeyedGpu, taps: int, positions: int, element: Element, groups: int) -> tuple[ConvVariant, ...]:
     cost = GroupConvCost(key.gpu, taps, positions, element, (), groups)
-    every = _candidates(key.gpu.architecture, element)
+    every = conv_shapes(key.gpu.architecture, element)
     return choose_variants(key.gpu, _described(cost), every, cost.resources, cost.probe)
 
 
 def _described(cost: GroupConvCost) -> str:
     return f"a convolution of {cost.taps} taps in {cost.element}"
-
-
-def _matrix_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> TileTable:
-    """The parts of a block's time on the matrix units, for each number of outputs."""
-    size = ELEMENT_BYTES[element]
-    outputs = np.arange(v.outputs + 1)
-    computed = -(-outputs // v.output_granule) * v.output_granule
-    moved = _moved(v, taps, size)
-    products = 2.0 * v.pixels * _multiplied(v, computed) * taps / rate.matrix
-    copied = moved.rows / moved.copy_bytes + taps * computed / _ALIGNED_COPY_BYTES
-    copies = size * copied * COPY_LANE_OPS.value / rate.lanes
-    steps = moved.batches * STEP_LANE_OPS.value * 32 * v.warps / v.inputs / rate.lanes
-    readers = v.warps if v.path == "mma" else v.warps // 4
-    shared = size * (moved.rows + taps * (v.pixels + (1 + readers) * computed)) / rate.shared_bytes
-    quarters = min(4, v.warps)
-    latency = LOAD_LATENCY_CYCLES.value / rate.cycles
-    # Who brings inputs through registers waits for them: all warps, or the producer.
-    waited = latency if moved.waits else 0.0
-    step = (WGMMA_TILE_CYCLES if v.path == "wgmma" else TILE_CYCLES).value / rate.cycles
-    own_copies = copies if v.path == "mma" else 0.0 * copies
-    return TileTable(
-        tile=v.inputs,
-        unit=v.input_granule,
-        busy=np.maximum.reduce([products, copies + steps, shared]),
-        chain=(products + own_copies) * (4 / quarters),
-        l2=size * (moved.rows + taps * outputs) / rate.l2_bytes,
-        l2_ends=size * v.pixels * outputs / rate.l2_bytes,
-        ends=np.full(len(outputs), BLOCK_START_CYCLES.value / rate.cycles + _DEPENDENT_LOADS * latency),
-        tile_chain=moved.batches * step + (waited if v.path == "mma" else 0.0),
-        tile_load=moved.batches * latency / max(1, v.stages - 1) + (waited if v.path == "wgmma" else 0.0),
-        exposed_loads=v.stages == 1,
-    )
-
-
-@dataclass(frozen=True)
-class _Moved:
-    """What a step brings: rows of inputs, by copies of so many bytes, and everything in so many batches.
-
-    ``waits`` where inputs pass through registers.
-    """
-
-    rows: float
-    copy_bytes: float
-    batches: int
-    waits: bool
-
-
-def _moved(v: ConvVariant, taps: int, size: int) -> _Moved:
-    batches = -(-taps // _batch_taps(v, taps, size))
-    if taps > 1:
-        return _Moved(_RUN_ROWS.value * v.pixels, _TURNED_COPY_BYTES.value, batches, True)
-    return _Moved(v.pixels, _ALIGNED_COPY_BYTES, batches, False)
-
-
-def _multiplied(v: ConvVariant, computed: np.ndarray) -> np.ndarray:
-    """Outputs that are multiplied: widths of wgmma are known to the compiler, quarters or halves of the shape's."""
-    if v.path == "mma":
-        return computed
-    step = v.outputs // 4 if v.outputs % 64 == 0 else v.outputs // 2
-    return -(-computed // step) * step
-
-
-def _batch_taps(v: ConvVariant, taps: int, size: int) -> int:
-    """Taps whose weights come together."""
-    fitting = min(taps, max(1, _BATCH_BYTES // (v.outputs * v.inputs * size)))
-    return -(-taps // -(-taps // fitting))
-
-
-def _lanes_table(v: ConvVariant, rate: Rates, taps: int, element: Element) -> TileTable:
-    """The parts of a block's time in the ordinary lanes, for each number of outputs."""
-    size = ELEMENT_BYTES[element]
-    outputs = np.arange(v.outputs + 1)
-    products = 2.0 * v.pixels * outputs * taps / rate.matrix
-    loads = taps * v.pixels * _LANES_LOAD_OPS.value / rate.lanes
-    latency = LOAD_LATENCY_CYCLES.value / rate.cycles
-    reread = 1.0 if taps == 1 else _LANES_REREAD.value
-    return TileTable(
-        tile=v.inputs,
-        unit=v.input_granule,
-        busy=products + loads,
-        chain=(products + loads) * (4 / min(4, v.warps)),
-        l2=size * (reread * v.pixels + taps * outputs) / rate.l2_bytes,
-        l2_ends=size * v.pixels * outputs / rate.l2_bytes,
-        ends=np.full(len(outputs), BLOCK_START_CYCLES.value / rate.cycles + _DEPENDENT_LOADS * latency),
-        tile_chain=taps * _LANES_STEP_CYCLES / rate.cycles,
-        tile_load=latency,
-        exposed_loads=True,
-    )
-
-
-def _estimate(v: ConvVariant, taps: int, element: Element) -> Resources:
-    """Registers from what a thread holds of the sums and operands, shared memory from the tiles."""
-    size = ELEMENT_BYTES[element]
-    if v.path == "lanes":
-        sums = v.outputs * v.pixels / (32 * v.warps)
-        if v.outputs == v.inputs == 1:
-            # Weights stay in registers.
-            return Resources(_up(sums + _LANES_ALONE_REGISTERS), 0, v.threads)
-        # Weights stand in shared memory in rows of whole vectors of four.
-        steps = _LANES_STEP_REGISTERS + sums / 2 if v.inputs > 1 else 0
-        registers = _up(sums + steps + _LANES_REGISTERS)
-        return Resources(registers, 4 * max(v.outputs, 4) * v.inputs * taps, v.threads)
-    sums = v.pixels * v.outputs / (32 * v.warps)
-    if v.path == "mma":
-        registers = min(_MOST_REGISTERS, _up(_MMA_REGISTERS[size] + _MMA_SUM_REGISTERS[size] * sums))
-        return Resources(registers, _matrix_shared(v, taps, size), v.threads)
-    own, groups = sums + _WGMMA_REGISTERS, v.warps // _WARPGROUP_WARPS
-    # The producer gives consumers of many sums what it does not need.
-    mean = own if own <= _PRODUCER_REGISTERS else (groups * own + _PRODUCER_REGISTERS) / (groups + 1)
-    return Resources(_up(mean), _matrix_shared(v, taps, size) + v.stages * _STAGE_BARRIER_BYTES, v.threads)
-
-
-def _matrix_shared(v: ConvVariant, taps: int, size: int) -> int:
-    """At most so much: how far apart inputs lie, and so how many rows are brought, the geometry decides."""
-    rows = (1 if taps == 1 else _MOST_RUN_ROWS) * v.pixels + _RUN_MARGIN
-    outputs = v.outputs if v.outputs <= v.output_granule else -(-v.outputs // _SUM_GRANULE) * _SUM_GRANULE
-    weights = _batch_taps(v, taps, size) * outputs
-    tiles = v.inputs * size * (v.stages * (rows + weights) + _ZERO_ROWS)
-    return max(tiles, 4 * _STAGED_OUTPUTS * v.pixels)
-
-
-@lru_cache(maxsize=32)
-def _candidates(architecture: str, element: Element) -> tuple[ConvVariant, ...]:
-    """Every shape that the kernel's source could be compiled in; which are worth it depends on the convolution."""
-    result = [*_lanes_candidates(), *_mma_candidates(2 if architecture == "sm_75" else 3)]
-    if architecture == "sm_90" and element in ("fp16", "bf16"):
-        result += _wgmma_candidates()
-    return tuple(result)
-
-
-def _lanes_candidates() -> Iterator[ConvVariant]:
-    for warps in (2, 4, 8):
-        for each in (1, 2, 4):
-            for outputs in (1, 4, 8):
-                for inputs in (1, 4, 8):
-                    yield ConvVariant("lanes", outputs, inputs, 32 * warps * each, warps, 1)
-
-
-def _mma_candidates(most_stages: int) -> Iterator[ConvVariant]:
-    for warps in (2, 4, 8):
-        for each in (16, 32):
-            for outputs in (8, 16, 32, 64, 128):
-                for inputs in (16, 32, 64):
-                    for stages in range(1, most_stages + 1):
-                        yield ConvVariant("mma", outputs, inputs, each * warps, warps, stages)
-
-
-def _wgmma_candidates() -> Iterator[ConvVariant]:
-    for groups in (1, 2):
-        for outputs in (16, 32, 64, 128, 256):
-            for inputs in (32, 64):
-                for stages in (2, 3):
-                    yield ConvVariant("wgmma", outputs, inputs, 64 * groups, 4 * groups, stages)
-
-
-def _up(registers: float) -> int:
-    return int(-(-registers // _REGISTER_UNIT)) * _REGISTER_UNIT
