@@ -25,6 +25,12 @@ constexpr int kWarps = WARPS;
 constexpr int kProducers = kWarpgroups ? 128 : 0;
 constexpr int kThreads = 32 * kWarps + kProducers;
 
+// The most registers with which `RESIDENT` blocks share a multiprocessor: warps are spread over its quarters, each of
+// which gives 16,384 in eights for every thread.
+constexpr int kQuarterWarps = ceil_div(RESIDENT * kThreads / 32, 4);
+constexpr int kRegisterShare = 16384 / 32 / kQuarterWarps / 8 * 8;
+constexpr int kThreadRegisters = kRegisterShare < 255 ? kRegisterShare : 255;
+
 constexpr int kHeads = HEADS;
 constexpr int kWidth = WIDTH;
 constexpr int kValueWidth = VALUE_WIDTH;

@@ -98,6 +98,8 @@ DEVICE void gather(unsigned tile, const T* base, Entries entries, int count, int
     } else {
         // With channels first neighbouring vectors are neighbours in memory, so neighbouring lanes take them.
         constexpr bool kAlongRows = Channels::kStride != 1;
+        // One chunk at a time: each has an address and a register for every element.
+#pragma unroll 1
         for (int number = thread; number < kRows * Tile::kChunks; number += kThreads) {
             const int row = kAlongRows ? number % kRows : number / Tile::kChunks;
             const int chunk = kAlongRows ? number / kRows : number % Tile::kChunks;

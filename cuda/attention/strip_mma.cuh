@@ -16,27 +16,21 @@ constexpr int mma_shared_bytes(Shape shape) { return KeyTilesLayout::of(shape, k
 
 constexpr int mma_granules(Shape shape) { return shape.rows / (kGranule * kWarps); }
 
-// The registers that the launch leaves a thread.
-constexpr int mma_registers() {
-    constexpr int kRegisters = 65536 / (kThreads * RESIDENT) / 8 * 8;
-    return kRegisters < 255 ? kRegisters : 255;
-}
-
 // Those that are left for sums beside run-time weights. This and the limits below are what the compiler was seen to
 // take; granules of one warp are computed side by side, which costs it more than twice what one does.
 constexpr int mma_spare_registers(Shape shape) {
     const int granules = mma_granules(shape), marks = 2 * granules * (1 + mask_words(shape.keys));
-    return mma_registers() - (80 + 24 * granules) - marks - granules * shape.keys / 2;
+    return kThreadRegisters - (80 + 24 * granules) - marks - granules * shape.keys / 2;
 }
 
 // Whether whole tiles have code of their own, without a branch for each granule. The compiler overlaps more there, for
-// which biases and run-time weights do not always leave it the registers.
+// which biases, run-time weights, and two granules whose queries are read anew do not always leave it the registers.
 constexpr bool mma_whole_tiles(Shape shape) {
     const int granules = mma_granules(shape);
     const int sums = granules * (shape.keys + kPaddedValueWidth) / 2, queries = Queries<1>::kRegisters * granules;
-    const int left = mma_registers() - sums - (queries > kMostQueryRegisters ? 0 : queries);
-    if (kLaneProducts) return false;
-    if (kWeights) return mma_spare_registers(shape) >= 48 * granules - 24;
+    const int left = kThreadRegisters - sums - (queries > kMostQueryRegisters ? 0 : queries);
+    if (kLaneProducts || (granules > 1 && queries > kMostQueryRegisters)) return false;
+    if (kWeights) return shape.keys <= 64 && mma_spare_registers(shape) >= 48 * granules - 24;
     return !kBiases || left > 40 + shape.keys * shape.keys / 200;
 }
 

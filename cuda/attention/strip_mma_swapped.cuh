@@ -54,9 +54,11 @@ struct SwappedStrip {
 
     // Lane by lane, the entries of a granule's keys.
     DEVICE void read_entries(int step) {
-        const int key = 16 * warp.granule(step) + warp.lane;
-        const bool inside = warp.lane < 16 && key < 16 * warp.granules;
-        next_key = inside ? __ldg(operands.keys + job.key_begin + key) : -1;
+        // What follows from these is computed anew, as the walk has no registers to keep it in.
+        const int lane = renewed(warp.lane), granules = renewed(warp.granules), begin = renewed(job.key_begin);
+        const int key = 16 * warp.granule(step) + lane;
+        const bool inside = lane < 16 && key < 16 * granules;
+        next_key = inside ? __ldg(operands.keys + begin + key) : -1;
         next_value = kOwnValues && inside ? __ldg(operands.values + job.value_begin + key) : next_key;
     }
 

@@ -33,11 +33,13 @@ struct SwappedMarks {
 
     DEVICE SwappedMarks(const Operands& operands, const Job& job, const SwappedWarp<kShape>& warp, int step,
                         TileLine line) {
-        const int row = warp.tile_row(step) + warp.lane / 4, key = 16 * warp.granule(step) + warp.lane / 4;
+        // Computed anew in every step: the walk has no registers to keep what follows from it.
+        const int lane = renewed(warp.lane);
+        const int row = warp.tile_row(step) + lane / 4, key = 16 * warp.granule(step) + lane / 4;
         masked = line.mask >= 0 || 16 * warp.granule(step) + 16 > job.key_count;
         biases = nullptr;
         if (kBiases && line.bias >= 0) {
-            biases = operands.biases + line.bias + row * Of::kRows + 2 * (warp.lane % 4);
+            biases = operands.biases + line.bias + row * Of::kRows + 2 * (lane % 4);
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -46,7 +48,7 @@ struct SwappedMarks {
                 if (kMasks && line.mask >= 0) {
                     words = reinterpret_cast<const unsigned*>(operands.masks) + line.mask + (row + 8 * half) * kWords;
                 }
-                read_mask(words, half, key + 8 * half < job.key_count, 2 * (warp.lane % 4));
+                read_mask(words, half, key + 8 * half < job.key_count, 2 * (lane % 4));
             }
             if constexpr (kWeights) {
                 column[half] = __ldg(operands.columns + job.key_begin + key + 8 * half);

@@ -10,8 +10,6 @@ namespace attention {
 using SwappedVectors = Tile<kPaddedWidth>;
 using SwappedValues = Tile<kPaddedValueWidth>;
 
-constexpr int kThreadRegisters = 65536 / (RESIDENT * kThreads) < 255 ? 65536 / (RESIDENT * kThreads) : 255;
-
 // Bytes from the begin of shared memory. A warp has a ring of slots of its own, each with the keys and the values of a
 // granule. Behind the last step they all make room for the merge: for every warp and row a maximum and a total, which
 // become a factor; the finished rows; and, round by round, blocks of 8 channels of all warps' sums.
@@ -51,6 +49,10 @@ struct SwappedLayout {
 
 constexpr int mma_swapped_shared_bytes(Shape shape) { return SwappedLayout::of(shape).end; }
 
+constexpr int largest_divisor(int number, int most) {
+    return number % most == 0 ? most : largest_divisor(number, most - 1);
+}
+
 template <int kShape>
 struct SwappedShape {
     static constexpr Shape kOf = kShapes[kShape];
@@ -63,11 +65,13 @@ struct SwappedShape {
     static constexpr int kDepth = kPaddedWidth / 16;
     static constexpr int kChannels = kPaddedValueWidth / 16;
 
-    // Blocks whose scores a warp has at once: fewer where copies by way of registers, or run-time weights, and the sums
-    // would otherwise not fit.
+    // Blocks whose scores a warp has at once: fewer where copies by way of registers, run-time weights, or entries of
+    // the values' own, and the sums would otherwise not fit. Beside other shapes the compiler takes a few more.
     static constexpr int kSumRegisters = 4 * kBlocks * kChannels;
-    static constexpr int kMostBlocks = (!kAsynchronousCopies || kWeights) && kSumRegisters >= 128 ? 2 : 4;
-    static constexpr int kGroup = ceil_div(kBlocks, ceil_div(kBlocks, kMostBlocks));
+    static constexpr bool kMany = !kAsynchronousCopies || kWeights || kOwnValues;
+    static constexpr bool kFewer = (kMany || kShapeCount > 1) && kSumRegisters >= 128;
+    static constexpr int kMostBlocks = kMany && kThreadRegisters <= 80 ? 1 : kFewer ? 2 : 4;
+    static constexpr int kGroup = largest_divisor(kBlocks, kMostBlocks);
     static constexpr int kGroups = kBlocks / kGroup;
 
     // Whether the queries stay in registers, or come from shared memory for each granule of keys.
@@ -78,7 +82,6 @@ struct SwappedShape {
     static_assert(!kOf.swapped || sizeof(T) == 2,
                   "swapped shapes take fp16 and bf16: only 16-bit weights can be turned over");
     static_assert(kOf.keys == 16 * kWarps * kGranules && kRows % 8 == 0, "whole granules for every warp");
-    static_assert(kGroups * kGroup == kBlocks, "groups of equally many blocks");
 };
 
 // A warp's part of a job: the granules `number`, `number` + kWarps, ... of its keys, one a step.

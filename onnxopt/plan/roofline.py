@@ -217,10 +217,11 @@ def same_gpu(gpu: GpuProfile, name: str) -> bool:
 class TileTable:
     """What a block's time is made of, in microseconds; arrays are indexed by the extent of the block's one side.
 
-    The other side (keys, or inputs) is walked in steps of ``tile`` and computed in multiples of ``unit``. For each of
-    it the busiest unit needs ``busy``, the slowest warp in turn ``chain``, and L2 ``l2``. A step costs ``tile_chain``
-    beside its products and ``tile_load`` waiting for loads, which are hidden by products unless ``exposed_loads``.
-    ``l2_ends`` are bytes read and written once, ``ends`` the time before the first step and after the last.
+    The other side (keys, or inputs) is walked in steps of ``tile``. What the last step has is rounded up to ``unit``,
+    for the chain to ``chain_unit`` where that is given, and at most to the tile. For each of it the busiest unit needs
+    ``busy``, the slowest warp in turn ``chain``, and L2 ``l2``. A step costs ``tile_chain`` beside its products and
+    ``tile_load`` waiting for loads, which are hidden by products unless ``exposed_loads``. ``l2_ends`` are bytes read
+    and written once, ``ends`` the time before the first step and after the last.
     """
 
     tile: int
@@ -233,6 +234,7 @@ class TileTable:
     tile_chain: float
     tile_load: float
     exposed_loads: bool
+    chain_unit: int = 0
 
     def times(self, side: np.ndarray, walked: np.ndarray, resident: int) -> np.ndarray:
         """How long a block keeps its place on a multiprocessor that ``resident`` such blocks share.
@@ -242,14 +244,19 @@ class TileTable:
         and ``resident``, and in ``side`` where the arrays are.
         """
         tiles = -(-walked // self.tile)
-        padded = -(-walked // self.unit) * self.unit
+        padded = self._padded(walked, self.unit)
+        chained = self._padded(walked, self.chain_unit) if self.chain_unit else padded
         gathered = walked * self.l2[side]
         loads = tiles * self.tile_load + gathered
-        chain = tiles * self.tile_chain + padded * self.chain[side]
+        chain = tiles * self.tile_chain + chained * self.chain[side]
         chain = chain + loads if self.exposed_loads else np.maximum(chain, loads)
         work = np.maximum(padded * self.busy[side], gathered + self.l2_ends[side])
         ends = self.ends[side]
         return np.asarray(np.maximum(np.maximum(chain, work) + ends, resident * work + ends / resident))
+
+    def _padded(self, walked: np.ndarray, unit: int) -> np.ndarray:
+        whole, last = np.divmod(walked, self.tile)
+        return np.asarray(whole * self.tile + np.minimum(-(-last // unit) * unit, self.tile))
 
 
 def choose_variants(

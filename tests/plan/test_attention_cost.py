@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from onnxopt.errors import InputError
 from onnxopt.plan.attention_cost import AttentionCost
-from onnxopt.plan.roofline import SMALL_SHARED_BYTES
+from onnxopt.plan.attention_resources import AttentionShape
+from onnxopt.plan.attention_times import tile_table
+from onnxopt.plan.roofline import SMALL_SHARED_BYTES, rates, resident_blocks
 from onnxopt.target import GpuProfile, gpu_profiles, load_target
 from onnxopt.target.tile_records import TileRecord
 from onnxopt.target.variant import AttentionVariant, Element, Resources
@@ -94,6 +97,89 @@ def test_shared_memory_is_that_of_the_formula() -> None:
     # Bit rows, columns with run-time weights, and two slots of three lists.
     lists = 2 * (4 * 64 + 8 * 32) + 2 * 3 * 4 * 32
     assert cost.resources(variant).shared_memory_bytes == 2 * (64 * 64 + 2 * 32 * (64 + 32)) + lists
+
+
+def test_shared_memory_of_swapped_shapes_is_that_of_their_walk_or_their_merge() -> None:
+    cost = AttentionCost.of(load_target("H200").need_gpu_profile(), 64, 32)
+    walk = AttentionVariant("mma", 16, 64, 4, 2, swapped=True)
+    # Queries, two stages of keys and values, and a maximum of each row from each warp.
+    assert cost.resources(walk).shared_memory_bytes == 2 * (16 * 64 + 2 * 64 * (64 + 32)) + 4 * 4 * 16
+    merge = AttentionVariant("mma", 64, 16, 1, 1, swapped=True)
+    # Maxima and totals, results, and a block of sums.
+    assert _cost("H200", 16).resources(merge).shared_memory_bytes == 8 * 64 + 2 * 64 * 16 + 4 * 64 * 12
+    group = AttentionVariant("wgmma", 16, 64, 4, 2, swapped=True)
+    # Queries up to a kilobyte's multiple, weights, keys, values of 64 channels; weighed columns, barriers, row sums.
+    tiles = 2 * 16 * 64 + 2 * 16 * 64 + 2 * 2 * 64 * (64 + 64)
+    assert cost.resources(group).shared_memory_bytes == tiles + 8 * 2 * 64 + 4 * 8 * 2 + 2 * 8 * 16
+
+
+@pytest.mark.parametrize(
+    ("shape", "width", "blocks"),
+    [
+        # Where the compiler was seen to take just what the launch leaves it, and to lack some with one block more.
+        (AttentionVariant("mma", 64, 64, 4, 3), 32, 4),
+        (AttentionVariant("mma", 16, 64, 4, 2, swapped=True), 32, 6),
+        (AttentionVariant("mma", 24, 128, 8, 3, swapped=True), 16, 2),
+        (AttentionVariant("wgmma", 64, 64, 4, 2), 64, 3),
+        (AttentionVariant("wgmma", 64, 80, 4, 3), 32, 3),
+        (AttentionVariant("wgmma", 16, 64, 4, 3, swapped=True), 32, 5),
+        (AttentionVariant("wgmma", 48, 64, 4, 2, swapped=True), 64, 4),
+        (AttentionVariant("wgmma", 64, 64, 4, 2, swapped=True), 64, 2),
+        (AttentionVariant("wgmma", 96, 64, 4, 2, swapped=True), 128, 1),
+        (AttentionVariant("wgmma", 64, 192, 12, 2, swapped=True), 128, 0),
+        (AttentionVariant("wgmma", 128, 176, 8, 2), 112, 0),
+        (AttentionVariant("wgmma", 128, 160, 8, 2), 112, 1),
+        (AttentionVariant("wgmma", 192, 128, 12, 3), 48, 1),
+    ],
+    ids=lambda value: value.describe() if isinstance(value, AttentionVariant) else None,
+)
+def test_registers_bound_the_blocks_of_a_multiprocessor(shape: AttentionVariant, width: int, blocks: int) -> None:
+    cost = _cost("H200", width)
+    registers = cost.resources(shape).registers_per_thread
+    # As if shared memory were no limit.
+    assert resident_blocks(cost.gpu, Resources(registers, 0, shape.threads)) == blocks
+
+
+def test_a_producer_of_single_elements_takes_more_registers() -> None:
+    shape = AttentionVariant("wgmma", 64, 64, 4, 2)
+    odd, even = (_cost("H200", width).resources(shape).registers_per_thread for width in (50, 56))
+    assert odd > even
+
+
+def _work(v: AttentionVariant, rows: int, keys: Sequence[int], resident: int) -> list[float]:
+    """Times of strips of which nothing but products and softmax counts, relative to the first."""
+    shape = AttentionShape(v, 64, 64, "fp16")
+    table = tile_table(shape, rates(load_target("H200").need_gpu_profile(), v.path, "fp16"), np.array([rows]), False)
+    none = np.zeros(1)
+    table = replace(table, l2=none, l2_ends=none, ends=none, tile_chain=0.0, tile_load=0.0)
+    times = table.times(np.zeros(len(keys), np.int64), np.array(keys), resident)
+    return [float(time) for time in times / times[0]]
+
+
+@pytest.mark.parametrize("resident", [1, 8])
+def test_wgmma_computes_its_last_tile_by_halves(resident: int) -> None:
+    # Half of 80 keys is 48 of the granules of a product.
+    shape = AttentionVariant("wgmma", 64, 80, 4, 2)
+    ratios = _work(shape, 64, (80, 1, 48, 49, 81, 128, 129, 160), resident)
+    assert ratios == pytest.approx([1, 0.6, 0.6, 1, 1.6, 1.6, 2, 2])
+    assert _work(shape, 1, (80,), resident) == _work(shape, 64, (80,), resident)
+
+
+def test_swapped_wgmma_computes_64_keys_a_warpgroup() -> None:
+    shape = AttentionVariant("wgmma", 64, 192, 12, 2, swapped=True)
+    assert _work(shape, 64, (192, 1, 193, 256, 257), 8) == pytest.approx([1, 1 / 3, 4 / 3, 4 / 3, 5 / 3])
+    # Alone, a warpgroup takes longer for its 64 keys than its share of the matrix unit's time.
+    alone = _work(shape, 64, (192, 1, 64), 1)
+    assert 1 > alone[1] == alone[2] > 0.4
+
+
+def test_swapped_wgmma_computes_all_rows_of_its_shape() -> None:
+    shape = AttentionShape(AttentionVariant("wgmma", 64, 64, 4, 2, swapped=True), 64, 64, "fp16")
+    rate = rates(load_target("H200").need_gpu_profile(), "wgmma", "fp16")
+    table = tile_table(shape, rate, np.array([0, 1, 8, 64]), False)
+    assert table.chain[0] == 0
+    assert table.busy[0] < table.busy[1] == table.busy[2] == table.busy[3]
+    assert table.chain[1] == table.chain[2] == table.chain[3]
 
 
 def test_a_launch_is_one_block_size_and_one_path() -> None:
