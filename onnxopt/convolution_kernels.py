@@ -26,6 +26,9 @@ from onnxopt.plan.tables import ConvWork, NoTables, conv_tables
 from onnxopt.plan.tables.fused import adds_up, fused_work, links_of, summed_before
 from onnxopt.report.pictures import conv_pictures
 from onnxopt.site_reports import SCHEDULES_TRIED, Planning, tensor_element
+from onnxopt.target.variant import Element
+
+_BEYOND = "beyond the largest number of fp16; choose bf16, tf32 or fp32 by --dtype"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +63,10 @@ def conv_choices(
     if fusion is None:
         raise InputError("its inputs are parts of several tensors")
     work = _work(site, fusion, graph)
-    options = [option for option in _options(work) if kernels.element != "fp16" or _fits_fp16(option[0])]
+    _check_numbers(work, kernels.element)
+    options = [option for option in _options(work) if kernels.element != "fp16" or _fits_fp16(option[0].weights)]
     if not options:
-        raise InputError("its weights are beyond the largest number of fp16; choose bf16, tf32 or fp32 by --dtype")
+        raise InputError(f"its weights are {_BEYOND}")
     images = 1
     if not symbolic_batch(planning.judge.model):
         images = folded_images((graph.shape(site.output) or (1,))[0], prod(work.output_size))
@@ -121,8 +125,9 @@ def _work(site: ConvSite, fusion: ConvFusion, graph: Graph) -> ConvWork:
     names = [part.node.input[2] for part in site.parts if len(part.node.input) > 2 and part.node.input[2]]
     if any(graph.constant(name) is None for name in names):
         raise InputError("its bias is no constant")
-    if site.out_channels * site.in_channels * prod(site.kernel) > SIZE_LIMIT:
-        raise InputError("its weights are too large to be unpacked")
+    unpacked = site.out_channels * site.in_channels * prod(site.kernel)
+    if unpacked > SIZE_LIMIT:
+        raise InputError(f"its weights between all channels are {unpacked:,} numbers; allowed: {SIZE_LIMIT:,}")
     shape = graph.shape(site.input)
     assert shape is not None
     return fused_work(site, fusion, *site_weights(site, graph), shape[2:])
@@ -139,8 +144,25 @@ def _options(work: ConvWork) -> list[tuple[ConvWork, BoolArray | None]]:
     return options
 
 
-def _fits_fp16(work: ConvWork) -> bool:
-    return bool(np.abs(work.weights).max() <= np.finfo(np.float16).max)
+def _check_numbers(work: ConvWork, element: Element) -> None:
+    """Raise InputError for constants with which a kernel and the model could not be compared."""
+    constants = (
+        ("weights", work.weights),
+        ("bias", work.bias),
+        ("input scales", work.input_scales),
+        ("input shifts", work.input_shifts),
+    )
+    for name, values in constants:
+        bad = 0 if values is None else int(values.size - np.isfinite(values).sum())
+        if bad:
+            raise InputError(f"{bad:,} of the numbers of its {name} are NaN or infinite")
+    # A bias is float32, but what it makes is stored.
+    if element == "fp16" and work.bias is not None and not _fits_fp16(work.bias):
+        raise InputError(f"its bias is {_BEYOND}")
+
+
+def _fits_fp16(values: np.ndarray) -> bool:
+    return bool(np.abs(values).max() <= np.finfo(np.float16).max)
 
 
 def _sum_us(work: ConvWork, schedule: ConvSchedule, kernels: KernelPlanner, batch: int) -> float:

@@ -9,9 +9,10 @@ from typing import Any
 
 from onnx import ModelProto
 
-from onnxopt.decide import AlgorithmSource, ConvSource, PluginSource, SiteKernel, SiteReport
+from onnxopt.decide import AlgorithmSource, BlockSource, ConvSource, PluginSource, SiteKernel, SiteReport
 from onnxopt.errors import InputError, MissingError
 from onnxopt.kernels.algorithm_source import ALGORITHM_FILES, algorithm_source
+from onnxopt.kernels.block_source import conv_block_source
 from onnxopt.kernels.compilation import CompiledKernel, architecture_for
 from onnxopt.kernels.compiler import CompileError
 from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
@@ -19,7 +20,15 @@ from onnxopt.kernels.packages import toolchain
 from onnxopt.kernels.pool import Progress, compile_kernels
 from onnxopt.kernels.sass import check_occupancy
 from onnxopt.kernels.source import KernelSource, attention_source, merge_source
-from onnxopt.lower.plugin_nodes import GROUP_CONV, MERGE_ATTENTION, OPERATORS, SUM_CONV, PluginNode, plugin_nodes
+from onnxopt.lower.plugin_nodes import (
+    CONV_BLOCK,
+    GROUP_CONV,
+    MERGE_ATTENTION,
+    OPERATORS,
+    SUM_CONV,
+    PluginNode,
+    plugin_nodes,
+)
 from onnxopt.model.files import atomic_write
 from onnxopt.target import GpuProfile, Target
 
@@ -136,7 +145,7 @@ def source_of(node: PluginNode) -> KernelSource:
         return merge_source(node.kernel) if operator == MERGE_ATTENTION else sum_conv_source(node.kernel)
     if operator in ALGORITHM_FILES:
         return algorithm_source(operator, node.kernel)
-    make = group_conv_source if operator == GROUP_CONV else attention_source
+    make = {GROUP_CONV: group_conv_source, CONV_BLOCK: conv_block_source}.get(operator, attention_source)
     return make(node.kernel, node.resident)
 
 
@@ -193,11 +202,13 @@ def _attempts(reports: Sequence[SiteReport], build: KernelBuild) -> list[tuple[S
     return outcomes
 
 
-def _sources(plugin: PluginSource | ConvSource | AlgorithmSource) -> list[tuple[str, KernelSource]] | str:
+def _sources(plugin: PluginSource | ConvSource | AlgorithmSource | BlockSource) -> list[tuple[str, KernelSource]] | str:
     """The operators of a site with their sources, or why there is no source."""
     try:
         if isinstance(plugin, AlgorithmSource):
             return [(s.operator(), algorithm_source(s.step.operator, s.step.kernel)) for s in plugin.steps]
+        if isinstance(plugin, BlockSource):
+            return [(plugin.tables.operator(), conv_block_source(plugin.tables.kernel.to_json(), plugin.resident))]
         return _conv_sources(plugin) if isinstance(plugin, ConvSource) else _attention_sources(plugin)
     except InputError as error:
         return str(error)
@@ -227,7 +238,7 @@ def _with(report: SiteReport, kernels: tuple[SiteKernel, ...], refused: str | No
         planned = {**report.planned, "kernels": [_described(kernel) for kernel in kernels]}
         return replace(report, reason=reason, kernels=kernels, planned=planned)
     first, *second = [_described(kernel) for kernel in kernels]
-    planned = {**report.planned, "kernel": {**first, "resident": report.plugin.resident}}
+    planned = {**report.planned, "compiled_kernel": {**first, "resident": report.plugin.resident}}
     if second:
         planned["sum_kernel" if isinstance(report.plugin, ConvSource) else "merge_kernel"] = second[0]
     return replace(report, reason=reason, kernels=kernels, planned=planned)

@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from onnxopt.algorithm_choice import AlgorithmPlan, AlgorithmSettings, plan_algorithms
 from onnxopt.algorithm_reports import algorithm_reports
+from onnxopt.block_reports import block_reports
 from onnxopt.convolution_kernels import further_conv_reports
 from onnxopt.convolution_reports import convolution_reports
 from onnxopt.decide import Judge, Progress, SiteReport
@@ -170,13 +171,24 @@ def judge_network(
         sites = [(plan.site, report) for plan, report in zip(plans, reports["plugin"][first:], strict=True)]
         chosen = plan_algorithms(planning, sites, algorithms, records.parent if records is not None else None)
         reports["plugin"][first:] = algorithm_reports(planning, sites, chosen)
+    if "plugin" in reports and planning.kernels is not None:
+        first = len(findings.attention)
+        single = reports["plugin"][first:]
+        made = None if build is None else partial(with_kernels, build=build)
+        reports["plugin"][first:] = block_reports(
+            planning,
+            [plan.site for plan in plans],
+            single,
+            _borders(findings),
+            None if made is None else lambda own, further: made(own, further=further),
+        )
     if build is not None and "plugin" in reports:
         reports["plugin"] = with_kernels(reports["plugin"], build, partial(_further_reports, planning))
     return Judged(reports, chosen)
 
 
 def _further_reports(planning: Planning, report: SiteReport) -> Iterator[SiteReport]:
-    if "algorithm" in report.planned:
+    if "algorithm" in report.planned or "block" in report.planned:
         # What is next best for the whole network is another choice; a layer alone is kept.
         return iter(())
     further = further_conv_reports if report.kind == "conv" else further_reports

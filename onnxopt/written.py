@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from onnxopt.decide import ConvSource, PluginSource, SiteReport
+from onnxopt.decide import AlgorithmSource, BlockSource, ConvSource, PluginSource, SiteReport
+from onnxopt.errors import InputError
+from onnxopt.kernels.algorithm_source import algorithm_source
+from onnxopt.kernels.block_source import conv_block_source
+from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
+from onnxopt.lower.algorithm_nodes import PluginAlgorithm, plugin_algorithms
+from onnxopt.lower.plugin_blocks import PluginBlock, plugin_blocks
 from onnxopt.lower.plugin_convolutions import PluginConvolution, plugin_convolutions
 from onnxopt.lower.plugin_nodes import PluginSite, plugin_sites
 from onnxopt.model.read import read_model
@@ -19,6 +25,11 @@ from onnxopt.validate import (
     validate_conv_contents,
     validate_conv_launch,
 )
+from onnxopt.validate.algorithm_written import Step, validate_algorithm_contents, validate_algorithm_launch
+from onnxopt.validate.block_contents import check_block_contents
+from onnxopt.validate.block_launch import validate_block_launch
+
+_Site = TypeVar("_Site")
 
 
 def prove_written(path: Path, reports: Iterable[SiteReport]) -> int:
@@ -30,20 +41,34 @@ def prove_written(path: Path, reports: Iterable[SiteReport]) -> int:
     model = read_model(path)
     attention = {site.site: site for site in plugin_sites(model)}
     convolutions = {site.site: site for site in plugin_convolutions(model)}
+    algorithms = {site.site: site for site in plugin_algorithms(model)}
+    blocks = {site.site: site for site in plugin_blocks(model)}
+    for block in blocks.values():
+        check_block_launch(block)
     for site in attention.values():
         _check_launch(site)
     for convolution in convolutions.values():
         check_conv_launch(convolution)
+    for algorithm in algorithms.values():
+        check_algorithm_launch(algorithm)
     for name, source in ((report.id, report.plugin) for report in reports):
         if source is None:
             continue
-        if name not in (convolutions if isinstance(source, ConvSource) else attention):
-            raise PlanError(f"{path}: the operator of {name} is not in the file")
-        if isinstance(source, ConvSource):
-            _check_convolution(convolutions[name], source)
+        if isinstance(source, AlgorithmSource):
+            _check_algorithm(_found(algorithms, name, path), source)
+        elif isinstance(source, BlockSource):
+            _check_block(_found(blocks, name, path), source)
+        elif isinstance(source, ConvSource):
+            _check_convolution(_found(convolutions, name, path), source)
         else:
-            _check_contents(attention[name], source)
-    return len(attention) + len(convolutions)
+            _check_contents(_found(attention, name, path), source)
+    return len(attention) + len(convolutions) + len(algorithms) + len(blocks)
+
+
+def _found(sites: Mapping[str, _Site], name: str, path: Path) -> _Site:
+    if name not in sites:
+        raise PlanError(f"{path}: the operator of {name} is not in the file")
+    return sites[name]
 
 
 def _check_launch(site: PluginSite) -> None:
@@ -53,8 +78,55 @@ def _check_launch(site: PluginSite) -> None:
 
 def check_conv_launch(site: PluginConvolution) -> None:
     """Prove that a convolution's tables address only what exists; raises :class:`PlanError`."""
+    try:
+        group_conv_source(site.convolution.kernel, site.convolution.resident)
+        if site.sum is not None:
+            sum_conv_source(site.sum.kernel)
+    except InputError as error:
+        raise PlanError(f"{site.site}: {error}") from None
     second = None if site.sum is None else (site.sum.kernel, site.sum.tables)
     validate_conv_launch(site.convolution.kernel, site.convolution.tables, second)
+
+
+def check_block_launch(site: PluginBlock) -> None:
+    """Prove that a block's tables address only what exists; raises :class:`PlanError`."""
+    try:
+        conv_block_source(site.block.kernel, site.block.resident)
+    except InputError as error:
+        raise PlanError(f"{site.site}: {error}") from None
+    validate_block_launch(site.block.kernel, site.block.tables)
+
+
+def _check_block(site: PluginBlock, source: BlockSource) -> None:
+    """As :func:`_check_contents`."""
+    if site.block.kernel != source.tables.kernel.to_json():
+        raise PlanError(f"{site.site}: the file has another kernel's configuration")
+    try:
+        check_block_contents(source.work, site.block.kernel, site.block.tables)
+    except PlanError as error:
+        raise PlanError(f"{site.site}: {error}") from None
+
+
+def check_algorithm_launch(site: PluginAlgorithm) -> None:
+    """Prove that the steps of an algorithm fit together, and their tables them; raises :class:`PlanError`."""
+    steps = _steps(site)
+    for operator, kernel, _ in steps:
+        try:
+            algorithm_source(operator, kernel)
+        except InputError as error:
+            raise PlanError(f"{site.site}: {error}") from None
+    validate_algorithm_launch(steps)
+
+
+def _steps(site: PluginAlgorithm) -> list[Step]:
+    return [(step.configuration["operator"], step.kernel, step.tables) for step in site.steps]
+
+
+def _check_algorithm(site: PluginAlgorithm, source: AlgorithmSource) -> None:
+    """As :func:`_check_contents`."""
+    if [step.kernel for step in site.steps] != [step.step.kernel for step in source.steps]:
+        raise PlanError(f"{site.site}: the file has other steps")
+    validate_algorithm_contents(source.work, _steps(site), site.site)
 
 
 def _check_contents(site: PluginSite, source: PluginSource) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import NodeProto
 
 from onnxopt.discover.channels import ChannelWalker
+from onnxopt.discover.conv_geometry import check_attributes, check_bias, check_reach
 from onnxopt.discover.conv_site import ChannelPath, ConvPart, ConvSite, Pattern, integer, joined_paths
 from onnxopt.discover.refusal import NotASite, Refusal
 from onnxopt.model.graph import Graph, attribute
@@ -74,16 +75,22 @@ def _part(graph: Graph, node: NodeProto, first_output: int = 0, first_input: int
     weight = graph.constant(node.input[1])
     if weight is None:
         raise NotASite(f"its weights {node.input[1]!r} are not constant")
-    shape = graph.shape(node.input[0])
-    if shape is None or graph.shape(node.output[0]) is None:
-        raise NotASite(f"the shape of its input {node.input[0]!r} is not known")
     if weight.ndim < 3 or weight.size == 0:
         raise NotASite(f"its weights have the shape {list(weight.shape)}, in which nothing is convolved")
+    taps = weight.shape[2:]
+    check_attributes(node, taps)
+    shape = graph.shape(node.input[0])
+    if shape is None:
+        raise NotASite(f"the shape of its input {node.input[0]!r} is not known")
     groups = integer(node, "group", 1)
     if groups < 1 or weight.shape[0] % groups or shape[1] != weight.shape[1] * groups:
         raise NotASite(
             f"its weights {list(weight.shape)} in {groups} groups do not fit its input of {shape[1]} channels"
         )
+    check_reach(node, taps, shape[2:])
+    check_bias(graph, node, weight.shape[0])
+    if graph.shape(node.output[0]) is None:
+        raise NotASite(f"the shape of its output {node.output[0]!r} is not known")
     live = (weight != 0).reshape(*weight.shape[:2], -1).any(axis=2)
     return ConvPart(node, first_output, first_input, live, groups)
 

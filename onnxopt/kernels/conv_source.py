@@ -162,6 +162,13 @@ def _geometry(what: str, kernel: Mapping[str, Any]) -> dict[str, tuple[int, ...]
     }
     for axis in range(_AXES):
         _check_axis(what, axis, {name: values[axis] for name, values in sizes.items()})
+    _, height, width = sizes["input_size"]
+    step = sum(s * n for s, n in zip(sizes["strides"], (height * width, width, 1), strict=True))
+    if step > LARGEST:
+        raise InputError(
+            f"{what}: 'strides' {list(sizes['strides'])} move by {step:,} positions of the input "
+            f"{' x '.join(map(str, sizes['input_size']))}; allowed: up to {LARGEST:,}"
+        )
     if prod(sizes["kernel"]) > LARGEST:
         raise InputError(
             f"{what}: 'kernel' {list(sizes['kernel'])} has {prod(sizes['kernel']):,} taps; allowed: up to {LARGEST:,}"

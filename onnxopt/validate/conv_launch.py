@@ -90,6 +90,14 @@ def _check_written(name: str, kernel: Mapping[str, Any], tables: Mapping[str, Ar
     """Every pixel of every channel is written once: pixels are counted by differences along their axis."""
     positions = kernel["images"] * prod(kernel["output_size"])
     channels = kernel["slots"] if kernel["split"] else kernel["output_channels"]
+    jobs = tables["jobs"].astype(np.int64)
+    lost = np.flatnonzero((jobs[:, 8] < 0) | (jobs[:, 9] < 0) | ((jobs[:, 9] > 0) & ("extras" not in tables)))
+    if lost.size:
+        number = int(lost[0])
+        raise PlanError(f"{name}, job {number}: {jobs[number, 9]} extras from {jobs[number, 8]} on do not exist")
+    most = int(((jobs[:, 2] + jobs[:, 9]) * jobs[:, 7]).sum())
+    if most < channels * positions:
+        raise PlanError(f"{name}: all jobs write {most} elements at most, expected {channels * positions}")
     steps = np.zeros((channels, positions + 1), np.int64)
     for number, job in enumerate(tables["jobs"].tolist()):
         own = tables["outputs"][job[1] : job[1] + job[2]]

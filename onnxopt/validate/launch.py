@@ -43,8 +43,9 @@ class Pieces:
         wrong = np.flatnonzero((counts < 0) | (begins < 0) | (begins.astype(np.int64) + padded > len(self.table)))
         if wrong.size:
             job = int(wrong[0])
+            most = padded[job] if counts[job] >= 0 else counts[job]
             raise PlanError(
-                f"{self.operator}, job {job}: {padded[job]} entries of {self.name!r} from {begins[job]} on, which has "
+                f"{self.operator}, job {job}: {most} entries of {self.name!r} from {begins[job]} on, which has "
                 f"{len(self.table)}"
             )
         askew = np.flatnonzero(begins % self.aligned)

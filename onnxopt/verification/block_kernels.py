@@ -125,7 +125,8 @@ def sample_block_jobs(kernel: Mapping[str, Any], tables: Mapping[str, Array], pr
         lines = tables["parts"][job[_PART_BEGIN] : job[_PART_BEGIN] + sum(counts)]
         kind = (job[1], job[0] == 0, job[0] + job[1] == height, counts, lines[:, [1, 3]].tobytes())
         found.setdefault(kind, (_products(kernel, job, lines), number))
-    chosen, spent = [], 0
+    chosen: list[int] = []
+    spent = 0
     for cost, number in sorted(found.values()):
         if not chosen or spent + cost <= products:
             chosen.append(number)

@@ -77,13 +77,30 @@ def _rounded(original: onnx.ModelProto, candidate: onnx.ModelProto) -> list[_Rou
         own = node.name.startswith(NODE_PREFIX) and node.name not in known
         if own and node.op_type == "Cast" and label.startswith(f"{CAST_LABEL}/"):
             casts.setdefault(site, []).append(node)
+    makers = {name: node for node in original.graph.node for name in node.output}
     found = []
     for own_casts in casts.values():
         into = [n for n in own_casts if attribute(n, "to") == TensorProto.FLOAT16 and n.input[0] in tensors]
         back = [n for n in own_casts if n.output[0] in tensors and attribute(n, "to") != TensorProto.FLOAT16]
         if into and back:
-            names = dict.fromkeys([*(n.input[0] for n in into), *(n.output[0] for n in back)])
+            given, made = [n.input[0] for n in into], [n.output[0] for n in back]
+            names = dict.fromkeys([*given, *_convolved(makers, given, made), *made])
             found.append(_Rounded(tuple(names), TensorProto.FLOAT16, _type_to(back[0])))
+    return found
+
+
+def _convolved(makers: Mapping[str, NodeProto], given: Sequence[str], made: Sequence[str]) -> list[str]:
+    """What convolutions between the borders of a site read: whoever multiplies in a type rounds to it before."""
+    waiting, seen, found = list(made), set(given), []
+    while waiting:
+        name = waiting.pop()
+        node = makers.get(name)
+        if name in seen or node is None:
+            continue
+        seen.add(name)
+        if node.op_type == "Conv" and node.input[0] in makers and node.input[0] not in given:
+            found.append(node.input[0])
+        waiting += node.input
     return found
 
 

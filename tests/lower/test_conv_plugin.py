@@ -29,13 +29,15 @@ from samples import Sample, build
 from samples.builder import GraphBuilder
 from samples.convolution import batch_norm, conv
 from tests.lower.conv_plugin_models import by_reference, in_plugin_form, tensors_around
-from tests.plan.conv_schedules import LANES, MMA, VARIANTS
+from tests.plan.conv_schedules import LANES, MMA
 
+# What one kernel can hold: shapes of one path and one number of warps.
+SHAPES = (MMA, replace(MMA, outputs=64, inputs=32, pixels=32, stages=3))
 CUTS: dict[str, dict[str, Any]] = {
-    "any parts": {"variants": VARIANTS, "seed": 1},
-    "split inputs": {"variants": VARIANTS, "seed": 2, "pieces": 3},
+    "any parts": {"variants": SHAPES, "seed": 1},
+    "split inputs": {"variants": SHAPES, "seed": 2, "pieces": 3},
     "summed before": {"summed": True},
-    "folded images": {"variants": (MMA, LANES), "seed": 3, "images": 3},
+    "folded images": {"variants": (LANES, replace(LANES, outputs=8)), "seed": 3, "images": 3},
 }
 EVERYWHERE = (
     "shufflenet_v1", "shuffle_matmul", "shufflenet_v2", "resnext", "grouped_conv1d", "grouped_conv3d",

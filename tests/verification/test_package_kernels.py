@@ -84,7 +84,7 @@ def _run(model: Path, package: Path, *words: str) -> tuple[int, str, str]:
 def test_a_package_has_the_kernels_that_its_plan_describes(package: Path) -> None:
     (site,) = plugin_sites(onnx.load(package / "model.onnx"))
     plan = json.loads((package / "plan.json").read_text())["sites"][0]
-    kernel = plan["kernel"]
+    kernel = plan["compiled_kernel"]
     operator = site.attention.operator
     assert (kernel["operator"], kernel["entry"], kernel["architecture"]) == (operator, "sparse_attention", "sm_90a")
     assert kernel["resident"] == plan["resident_blocks"]
