@@ -6,6 +6,7 @@ has that one option, every other one is kept.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ from onnxopt.decide import SiteReport, own_nodes
 from onnxopt.discover.conv_site import ConvSite
 from onnxopt.errors import InputError
 from onnxopt.kernel_plans import KernelPlanner, folded_images
-from onnxopt.model.graph import symbolic_batch
+from onnxopt.model.graph import Graph, symbolic_batch
 from onnxopt.plan.algorithms.choice import choose_algorithms
 from onnxopt.plan.algorithms.geometry import LayerGeometry, layer_geometry
 from onnxopt.plan.algorithms.options import (
@@ -141,7 +142,13 @@ def plan_algorithms(
             found = _alone(network, name, settings.budget)
             single |= {} if found is None else {name: found}
     kept = choose_algorithms(_restricted(network, KEEP))
-    return AlgorithmPlan(settings, element, graph.batch, network, choice, kept.microseconds, single)
+    return AlgorithmPlan(settings, element, _batch(graph, sites), network, choice, kept.microseconds, single)
+
+
+def _batch(graph: Graph, sites: Sequence[tuple[ConvSite, SiteReport]]) -> int:
+    """The batch of the convolutions, which is the model's own where that is fixed: the one that most of them have."""
+    shapes = (graph.shape(site.output) for site, _ in sites)
+    return Counter(shape[0] for shape in shapes if shape).most_common(1)[0][0] if sites else graph.batch
 
 
 def _alone(network: Network, name: str, budget: int | None) -> float | None:

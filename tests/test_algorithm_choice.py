@@ -122,6 +122,16 @@ def test_a_model_of_another_type_is_kept() -> None:
     assert {o.algorithm for layer in plan_of(two_layers()).network.layers for o in layer.options} > CLASSIC
 
 
+def test_times_are_said_for_the_batch_that_they_are_of() -> None:
+    model = one_layer()
+    assert "for a batch of 1:" in summary(plan_of(model))[0]
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 8
+    plan = plan_of(model)
+    assert plan.batch == 8
+    assert "for a batch of 8:" in summary(plan)[0]
+
+
 def test_settings_are_checked() -> None:
     assert algorithm_settings(False, None, False) is None
     assert algorithm_settings(True, 2.5, True) == AlgorithmSettings(2_500_000, True)

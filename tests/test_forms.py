@@ -248,7 +248,7 @@ def test_a_kernel_that_does_not_compile_gives_way_to_the_next_best(
     assert (
         "by its next best schedule; of the best it cannot be compiled for sm_90a: local memory is used" in site.reason
     )
-    assert json.loads((result.package / "plan.json").read_text())["sites"][0]["kernel"]["nvrtc"] == "13.0.0"
+    assert json.loads((result.package / "plan.json").read_text())["sites"][0]["compiled_kernel"]["nvrtc"] == "13.0.0"
 
 
 @pytest.mark.parametrize(

@@ -196,13 +196,15 @@ def _opened(folder: Path, path: str) -> BinaryIO:
     except OSError as error:
         links = [p for p in (folder / path, *(folder / path).parents) if p != folder and p.is_symlink()]
         reason = "it is or passes through a symbolic link" if links else error.strerror or str(error)
-        raise InputError(f"cannot read {folder / path}, a file of the package: {reason}") from None
+        raise InputError(
+            f"cannot read {folder / path}, a file of the package: {reason}. Build it again, or get the package again"
+        ) from None
     finally:
         for opened in descriptors:
             os.close(opened)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise InputError(f"{folder / path}, a file of the package, is not a regular file")
+        raise InputError(f"{folder / path}, a file of the package, is not a regular file; get the package again")
     return os.fdopen(descriptor, "rb")
 
 

@@ -81,7 +81,7 @@ def group_planned(sites: Sequence[PlanSite], figures: Figures) -> list[SiteGroup
         if site.planned:
             common = {name: value for name, value in site.fields.items() if name not in _PER_SITE}
             # Biases make operators differ whose kernels are alike.
-            for name in ("kernel", "merge_kernel"):
+            for name in ("compiled_kernel", "merge_kernel", "sum_kernel"):
                 if isinstance(kernel := common.get(name), dict):
                     common[name] = {key: value for key, value in kernel.items() if key != "operator"}
             key = json.dumps([figures.sites.get(site.id, ()), common], sort_keys=True)

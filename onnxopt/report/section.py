@@ -98,7 +98,11 @@ def _gain(site: PlanSite, name: str) -> str:
 
 
 def _sentence(reason: str) -> str:
-    return f"{reason[:1].upper()}{reason[1:]}." if reason else ""
+    if not reason:
+        return ""
+    # A name, such as implicit_gemm, stays as it is written everywhere else.
+    first = reason if "_" in reason.split()[0] else f"{reason[:1].upper()}{reason[1:]}"
+    return f"{first}."
 
 
 def _pictures(site: PlanSite, pictures: Sequence[Picture]) -> str:
@@ -143,7 +147,7 @@ def _plan_facts(site: PlanSite) -> list[tuple[str, str]]:
         ]
     rows += [
         ("type", text(site.text("dtype"))),
-        ("compiled kernel", _kernel(site.fields.get("kernel"))),
+        ("compiled kernel", _kernel(site.fields.get("compiled_kernel"))),
         ("order of rows", _entries(site.fields.get("reorder"))),
         ("variants", _entries(site.fields.get("variants"))),
         ("solver", _solver(site.fields.get("solver"))),

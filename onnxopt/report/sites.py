@@ -10,7 +10,11 @@ from onnxopt.decide import SiteReport
 
 _ATTENTION_FIELDS = ("queries", "keys", "pairs", "heads", "head_dim", "bias", "phantom_pairs", "empty_rows")
 _CONVOLUTION_FIELDS = ("in_channels", "out_channels", "kernel", "groups", "pattern", "connections")
-_NUMBER = re.compile(r"\d+\.\d+")
+_VARYING = re.compile(r"\d+\.\d+|\b(?:attention|conv)-\d+")
+"""What differs between reasons that are one: numbers, and the sites that they name."""
+
+_NAMED = 3
+"""So many sites are named before the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ class Grouped:
 
 
 def group_sites(sites: Sequence[SiteReport]) -> Grouped:
-    """Group sites that look alike; reasons that differ in numbers only are one reason with a range."""
+    """Group sites that look alike; reasons that differ in numbers or named sites only are one reason."""
     reasons: dict[str, list[str]] = {}
     groups: dict[tuple[object, ...], list[SiteReport]] = {}
     for site in sites:
-        template = _NUMBER.sub("\0", site.reason)
+        template = _VARYING.sub("\0", site.reason)
         reasons.setdefault(template, []).append(site.reason)
         groups.setdefault((*_appearance(site), template), []).append(site)
     numbers = {template: number for number, template in enumerate(reasons, 1)}
@@ -71,28 +75,22 @@ def span(values: Iterable[float | None], digits: int = 2) -> str:
 
 def _appearance(site: SiteReport) -> tuple[object, ...]:
     found = site.found
-    if site.kind == "attention":
-        names: tuple[str, ...] = (
-            "queries",
-            "keys",
-            "pairs",
-            "heads",
-            "head_dim",
-            "bias",
-            "phantom_pairs",
-            "empty_rows",
-        )
-    else:
-        names = ("in_channels", "out_channels", "kernel", "groups", "pattern", "connections")
+    names = _ATTENTION_FIELDS if site.kind == "attention" else _CONVOLUTION_FIELDS
     return (site.kind, *(str(found[name]) for name in names), site.decision)
 
 
 def _merged(template: str, texts: Sequence[str]) -> str:
-    """One text for reasons that differ in their numbers."""
-    columns = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
-    ranges = [_range(column) for column in columns]
+    """One text for reasons that differ in their numbers and in the sites that they name."""
+    columns = zip(*(_VARYING.findall(text) for text in texts), strict=True)
+    ranges = [_names(column) if "-" in column[0] else _range(column) for column in columns]
     parts = template.split("\0")
     return parts[0] + "".join(found + part for found, part in zip(ranges, parts[1:], strict=True))
+
+
+def _names(sites: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(sites))
+    shown, more = ", ".join(distinct[:_NAMED]), len(distinct) - _NAMED
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _range(numbers: Sequence[str]) -> str:

@@ -106,10 +106,13 @@ def _operators(package: Path) -> list[_Operator]:
     """Every distinct operator of the model, in the order of the graph."""
     found: dict[str, _Operator] = {}
     model = read_model(checked_file(package, PLUGIN))
+    with _naming(package):
+        attention, convolutions = plugin_sites(model), plugin_convolutions(model)
+        blocks, algorithms = plugin_blocks(model), plugin_algorithms(model)
     halves: list[tuple[str, PluginNode, PluginNode | None, Callable[[Any, Any, Any], None]]] = [
-        (site.site, site.attention, site.merge, validate_attention_launch) for site in plugin_sites(model)
+        (site.site, site.attention, site.merge, validate_attention_launch) for site in attention
     ]
-    halves += [(site.site, site.convolution, site.sum, validate_conv_launch) for site in plugin_convolutions(model)]
+    halves += [(site.site, site.convolution, site.sum, validate_conv_launch) for site in convolutions]
     for site, first, second, validate in halves:
         with _refusing(package, site):
             for node in (first, second):
@@ -118,15 +121,23 @@ def _operators(package: Path) -> list[_Operator]:
                     source_of(node)
             validate(first.kernel, first.tables, None if second is None else (second.kernel, second.tables))
         _add(found, site, [node for node in (first, second) if node is not None])
-    for block in plugin_blocks(model):
+    for block in blocks:
         with _refusing(package, block.site):
             check_block_launch(block)
         _add(found, block.site, [block.block])
-    for algorithm in plugin_algorithms(model):
+    for algorithm in algorithms:
         with _refusing(package, algorithm.site):
             check_algorithm_launch(algorithm)
         _add(found, algorithm.site, algorithm.steps)
     return list(found.values())
+
+
+@contextmanager
+def _naming(package: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{package / PLUGIN}: {error}") from None
 
 
 @contextmanager

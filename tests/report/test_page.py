@@ -319,6 +319,16 @@ def test_equal_sites_are_shown_once() -> None:
     assert all(f"measured 1.{n} times as fast" in page for n in range(3))
 
 
+def test_a_convolution_shows_its_own_kernel_beside_the_compiled_one() -> None:
+    compiled = {"operator": "GroupConv_0", "architecture": "sm_80", "registers": 92, "threads": 128, "shared_bytes": 64}
+    reason = "implicit_gemm is chosen"
+    site = plan_site(0, "conv", kernel=[3, 5], compiled_kernel=compiled, reason=reason)
+    words = "".join(_checked(_page([site], {})).words)
+    assert "kernel 3 × 5" in words
+    assert "sm_80, 92 registers, 128 threads" in words
+    assert "implicit_gemm is chosen." in words
+
+
 def test_sites_without_a_schedule_and_refusals_are_listed_by_their_reason() -> None:
     kept = [
         {

@@ -49,6 +49,16 @@ def test_reasons_with_several_numbers_get_a_range_for_each() -> None:
     assert grouped.reasons == ("from 1.0 to 9.5 to 10.5, of 7",)
 
 
+def test_reasons_that_name_other_sites_are_one() -> None:
+    grouped = group_sites([_site(n, f"computed by the kernel of conv-{n // 2}") for n in range(10)])
+    assert grouped.reasons == ("computed by the kernel of conv-0, conv-1, conv-2 and 2 more",)
+    assert len(grouped.groups) == 1
+    assert group_sites([_site(1, "read by conv-0"), _site(2, "1.5 of conv-0")]).reasons == (
+        "read by conv-0",
+        "1.5 of conv-0",
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "shown"),
     [([], ""), ([None], ""), ([1.5, None], "1.50"), ([1.501, 1.502], "1.50"), ([10.0, 9.0], "9.00-10.00")],

@@ -173,6 +173,8 @@ def test_a_table_that_was_changed_is_refused(model: Path, package: Path, tmp_pat
     code, _, err = _run(model, wrong)
     assert code == 2
     assert "are not those that it is named after" in err
+    with pytest.raises(InputError, match=r"table/model\.onnx: node .* are not those that it is named after"):
+        verify_kernels(wrong)
 
 
 def test_packages_without_kernels_are_refused_at_once(model: Path, tmp_path: Path) -> None:
