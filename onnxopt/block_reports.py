@@ -90,8 +90,16 @@ def block_reports(
         numbers = [link.number for link in candidate.chain]
         result[numbers[0]] = report
         for number in numbers[1:]:
-            result[number] = result[number].kept(f"it is computed by the kernel of {report.id}, with what is around it")
+            result[number] = _computed_by(report.id, result[number])
     return result
+
+
+def _computed_by(block: str, report: SiteReport) -> SiteReport:
+    """The report of a block's further convolution: what was planned for it alone is not done."""
+    reason = f"computed by the kernel of {block}, whose gain is that of all"
+    return replace(
+        report.kept(reason), decision="rewrite", predicted_gain=None, planned={"computed_by": block}, draw=None
+    )
 
 
 def chain_work(chain: Sequence[Link], graph: Graph) -> BlockWork:
@@ -211,7 +219,7 @@ def _written(
     gain = candidate.engine_us / schedule.predicted_us
     said = (
         f"one kernel in {schedule.element} for {len(candidate.chain)} convolutions is predicted {gain:.2f} times as "
-        f"fast as the engine, and {candidate.singles_us / schedule.predicted_us:.2f} times as fast as one by one"
+        f"fast as the engine, and {candidate.singles_us / schedule.predicted_us:.2f} times as fast as a kernel for each"
     )
     source = BlockSource(candidate.work, tables, schedule.resident)
     planned = _planned([reports[link.number].id for link in candidate.chain], candidate, schedule, len(tables.jobs))

@@ -98,7 +98,7 @@ def test_a_missing_compiler_is_told_by_the_worker(sources: Path, monkeypatch: py
 
 
 _INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from onnxopt.kernels.pool import compile_kernels
 from tests.kernels.small import scale_source
@@ -107,6 +107,8 @@ def tell(done, total):
     if done == 2:
         print("ready", flush=True)
 
+# A shell has its background jobs ignore interrupts, and the tests may be one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
     compile_kernels([(scale_source(n), "sm_80") for n in range(1, 400)], None, 2, tell, Path(sys.argv[1]))
 except KeyboardInterrupt:
