@@ -12,6 +12,7 @@ import numpy.typing as npt
 from onnxopt.errors import InputError, MissingError
 from onnxopt.measure.job.device import Gpu, Launch
 from onnxopt.validate.reference_attention import merge_attention, sparse_attention
+from onnxopt.validate.reference_block import conv_block
 from onnxopt.validate.reference_conv import group_conv, sum_conv
 
 _ALIGNMENT = 16
@@ -38,11 +39,16 @@ def _sum(kernel: Attributes, given: Mapping[str, Array], tables: Mapping[str, Ar
     return (sum_conv(kernel, tables, given["partial"], given.get("residual"), np.float32),)
 
 
+def _block(kernel: Attributes, given: Mapping[str, Array], tables: Mapping[str, Array]) -> Sequence[Array]:
+    return (conv_block(kernel, tables, given["x"], given.get("residual"), np.float32),)
+
+
 REFERENCES: Mapping[str, Reference] = {
     "SparseAttention": _attention,
     "MergeAttention": _merge,
     "GroupConv": _convolution,
     "SumConv": _sum,
+    "ConvBlock": _block,
 }
 """What each kind of operator computes, for runs without a GPU."""
 

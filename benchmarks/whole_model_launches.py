@@ -20,6 +20,7 @@ from benchmarks.whole_model_program import LAUNCH, TABLE, Array, Node
 from benchmarks.whole_model_translation import Translation, label
 from onnxopt.errors import InputError
 from onnxopt.kernels.arguments import Launch
+from onnxopt.kernels.block_source import conv_block_launch, conv_block_parameters
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.conv_launch import group_conv_launch, group_conv_parameters, sum_conv_launch, sum_conv_parameters
 from onnxopt.kernels.launch import MERGE_PARAMETERS, attention_launch, merge_launch, parameter_names
@@ -47,6 +48,7 @@ KINDS: Mapping[str, Kind] = {
     "MergeAttention": Kind(lambda k: MERGE_PARAMETERS, lambda k, t, batch, r: merge_launch(len(t["merges"]), batch)),
     "GroupConv": Kind(group_conv_parameters, lambda k, t, batch, r: group_conv_launch(k, len(t["jobs"]), batch, r)),
     "SumConv": Kind(sum_conv_parameters, lambda k, t, batch, r: sum_conv_launch(k, batch)),
+    "ConvBlock": Kind(conv_block_parameters, lambda k, t, batch, r: conv_block_launch(k, len(t["jobs"]), batch, r)),
 }
 """Every kind of operator that a host can launch."""
 

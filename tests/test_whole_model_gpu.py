@@ -27,6 +27,7 @@ from benchmarks.whole_model_program import LAUNCH, read_program
 from benchmarks.whole_model_results import shown
 from onnxopt.errors import InputError, MissingError
 from samples import build
+from tests.lower.test_block_plugin import network
 
 Array = npt.NDArray[Any]
 
@@ -67,6 +68,16 @@ def test_the_kernels_own_ptx_takes_its_place(job: Path, capsys: pytest.CaptureFi
     emulated = result_of(capsys, str(job), "--model", "per_head_masks", "--emulate")
     assert emulated["passed"]
     assert emulated["checks"]["ours"] != plain["checks"]["ours"]
+
+
+def test_blocks_of_convolutions_take_their_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx.save(network(), tmp_path / "units.onnx")
+    build_job(tmp_path / "job", [tmp_path / "units.onnx"], cache=tmp_path / "cache")
+    for how in ([], ["--emulate"]):
+        result = result_of(capsys, str(tmp_path / "job"), "--model", "units", *how)
+        assert result["checks"]["ours"]["passed"], result
+        # Five convolutions in two kernels.
+        assert result["launches"]["ours"]["own_kernels"] == 2
 
 
 def test_the_ceiling_keeps_projections_and_has_no_attention(job: Path) -> None:
