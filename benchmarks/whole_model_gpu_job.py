@@ -53,6 +53,7 @@ _ROOTS = (
     "onnxopt.measure.job.device",
     "onnxopt.verification.kernel_rule",
     "onnxopt.validate.reference_attention",
+    "onnxopt.validate.reference_block",
     "onnxopt.validate.reference_conv",
 )
 _STARTER = """import sys
