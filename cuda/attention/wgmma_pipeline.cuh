@@ -3,9 +3,7 @@
 #pragma once
 
 #include "attention/config.cuh"
-#include "common/barrier.cuh"
-#include "common/copy.cuh"
-#include "common/warpgroup.cuh"
+#include "common/ring.cuh"
 
 namespace attention {
 
@@ -61,90 +59,19 @@ struct Turns {
     }
 };
 
+// The tiles of a strip in the order in which they are used: item 2 * n is the keys of step n, item 2 * n + 1 its values.
+// Both come again after kStages steps.
+template <int kStages>
+using Ring = SlotRing<2 * kStages>;
+template <int kStages>
+using Producer = SlotProducer<2 * kStages, 2>;
+
 constexpr int ring_bytes(int stages) { return 4 * stages * ArrivalBarrier::kBytes; }
 
-// The tiles of a strip in the order in which they are used: item 2 * n is the keys of step n, item 2 * n + 1 its
-// values. An item's slot comes again after kStages steps. Its first barrier completes when the producer has filled it,
-// its second when all consumer warps have released it.
+// Which of the tiles in shared memory a step's are.
 template <int kStages>
-struct Ring {
-    static constexpr unsigned kSlots = 2 * kStages;
-    unsigned address;
-
-    // By one thread; `warps` is the number of warps that release every item.
-    DEVICE void initialize(int warps) const {
-        for (unsigned slot = 0; slot < kSlots; ++slot) {
-            filled(slot).initialize(kWarpgroupThreads);
-            released(slot).initialize(warps);
-        }
-    }
-
-    static DEVICE int stage(int step) { return static_cast<unsigned>(step) % kStages; }
-
-    DEVICE void publish(unsigned item) const { filled(item).arrive(); }
-    DEVICE void wait_until_filled(unsigned item) const { filled(item).wait(parity(item)); }
-
-    // What the warp reads of the item, it has read.
-    DEVICE void release(unsigned item) const {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) released(item).arrive();
-    }
-    DEVICE bool is_free(unsigned item) const { return released(item).has_completed(parity(item) ^ 1); }
-    DEVICE void wait_until_free(unsigned item) const { released(item).wait(parity(item) ^ 1); }
-
-private:
-    static DEVICE unsigned parity(unsigned item) { return item / kSlots & 1; }
-    DEVICE ArrivalBarrier filled(unsigned item) const {
-        return ArrivalBarrier(address + item % kSlots * ArrivalBarrier::kBytes);
-    }
-    DEVICE ArrivalBarrier released(unsigned item) const {
-        return ArrivalBarrier(address + (kSlots + item % kSlots) * ArrivalBarrier::kBytes);
-    }
-};
-
-// The producer's side of a ring. Copies of the latest items are left in flight while the next are started; an item is
-// published when they have landed.
-template <int kStages>
-class Producer {
-public:
-    DEVICE explicit Producer(Ring<kStages> ring) : ring_(ring) {}
-
-    // Before the copies of the next item. Who has to wait for its slot publishes first what is on its way: those who
-    // are to free the slot may be waiting for it.
-    DEVICE void begin_item() {
-        if (!ring_.is_free(started_)) {
-            finish();
-            ring_.wait_until_free(started_);
-        }
-    }
-
-    // After the copies of the item.
-    DEVICE void end_item() {
-        commit_copies();
-        ++started_;
-        if (started_ - published_ > kInFlight) {
-            wait_copies<kInFlight>();
-            publish();
-        }
-    }
-
-    DEVICE void finish() {
-        if (started_ != published_) {
-            wait_copies<0>();
-            while (started_ != published_) publish();
-        }
-    }
-
-private:
-    static constexpr int kInFlight = 2;
-
-    DEVICE void publish() {
-        fence_before_matrix_reads();
-        ring_.publish(published_++);
-    }
-
-    Ring<kStages> ring_;
-    unsigned started_ = 0, published_ = 0;
-};
+DEVICE int stage_of(int step) {
+    return static_cast<unsigned>(step) % kStages;
+}
 
 }  // namespace attention

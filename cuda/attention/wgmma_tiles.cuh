@@ -55,19 +55,19 @@ public:
     DEVICE int keys_from(int tile) const { return job_.key_count - tile * kKeys; }
 
     DEVICE KeyTile keys(int step) const {
-        return {shared_address(shared_) + kMemory.keys + ring.stage(step) * KeyTile::kBytes};
+        return {shared_address(shared_) + kMemory.keys + stage_of<kStrip.stages>(step) * KeyTile::kBytes};
     }
     DEVICE ValueTile values(int step) const {
-        return {shared_address(shared_) + kMemory.values + ring.stage(step) * ValueTile::kBytes};
+        return {shared_address(shared_) + kMemory.values + stage_of<kStrip.stages>(step) * ValueTile::kBytes};
     }
     DEVICE WeighedColumn* weights(int step) const {
-        return reinterpret_cast<WeighedColumn*>(shared_ + kMemory.weights) + ring.stage(step) * kKeys;
+        return reinterpret_cast<WeighedColumn*>(shared_ + kMemory.weights) + stage_of<kStrip.stages>(step) * kKeys;
     }
 
     // By the producer.
     DEVICE void produce() const {
         const int thread = threadIdx.x % kWarpgroupThreads;
-        Producer producer(ring);
+        Producer<kStrip.stages> producer(ring);
         for (int step = 0; step < kWalks * count_; ++step) {
             const int first = tile_of(step) * kKeys, count = job_.key_count - first;
             const int filled = min(round_up(count, kUnit), kKeys);

@@ -91,10 +91,10 @@ public:
 #pragma unroll 1
         for (int i = 0; i < count(); ++i) {
             const Batch own = batch(i);
-            producer.begin_batch();
+            producer.begin_item();
             load_weights(i, own);
             if (own.first) loader.load(inputs(own), own.input, own.inputs, own.group);
-            producer.end_batch();
+            producer.end_item();
         }
         producer.finish();
     }
