@@ -17,7 +17,7 @@ _WINDOW = "conv/lanes_window.cuh"
 _LANES_STORE = "conv/lanes_store.cuh"
 _SUM = "conv/sum_conv.cu"
 _WGMMA = "conv/tile_wgmma.cuh"
-_PIPELINE = "conv/wgmma_pipeline.cuh"
+_RING = "common/ring.cuh"
 
 MMA_BUGS = (
     Bug(
@@ -297,16 +297,16 @@ WGMMA_BUGS = (
     Bug(
         "missing fence before wgmma reads",
         "wgmma batches",
-        _PIPELINE,
+        _RING,
         "        fence_before_matrix_reads();\n        ring_.publish",
         "        ring_.publish",
     ),
     Bug(
         "batches are published before they are there",
         "wgmma batches",
-        _PIPELINE,
-        "wait_copies<kStages - 1>();",
-        "wait_copies<kStages>();",
+        _RING,
+        "            wait_copies<kInFlight>();",
+        "            wait_copies<kInFlight + 1>();",
     ),
     Bug(
         "batch released before its products",
@@ -315,7 +315,7 @@ WGMMA_BUGS = (
         "            if (i > 0) memory_.ring.release(i - 1);",
         "            memory_.ring.release(i);",
     ),
-    Bug("wrong parity of the ring", "wgmma batches", _PIPELINE, "batch / kStages & 1;", "batch / kStages & 0;"),
+    Bug("wrong parity of the ring", "wgmma batches", _RING, "return item / kSlots & 1;", "return item / kSlots & 0;"),
     Bug(
         "pixels of the first warpgroup for all",
         "wgmma batches",

@@ -21,7 +21,7 @@ _TILES = "attention/key_tiles.cuh"
 _SWAPPED = "attention/strip_mma_swapped.cuh"
 _MERGED = "attention/swapped_merge.cuh"
 _WGMMA = "attention/strip_wgmma.cuh"
-_PIPELINE = "attention/wgmma_pipeline.cuh"
+_RING = "common/ring.cuh"
 _MASK = "attention/mask.cuh"
 _SOFTMAX = "attention/softmax.cuh"
 
@@ -119,7 +119,7 @@ BUGS = (
     Bug(
         "missing fence before wgmma reads",
         "wgmma",
-        _PIPELINE,
+        _RING,
         "        fence_before_matrix_reads();\n        ring_.publish",
         "        ring_.publish",
     ),
@@ -137,7 +137,7 @@ BUGS = (
         "sums_[i / 4][i % 4] *= rescale_[i % 4 / 2];",
         "sums_[i / 4][i % 4] *= 1.f;",
     ),
-    Bug("wrong parity of the ring", "wgmma", _PIPELINE, "return item / kSlots & 1;", "return item / kSlots & 0;"),
+    Bug("wrong parity of the ring", "wgmma", _RING, "return item / kSlots & 1;", "return item / kSlots & 0;"),
     Bug("channels of the values by half a step", "wgmma", _WGMMA, "values.across(depth)", "values.across(depth ^ 1)"),
     Bug(
         "partial results weigh alike",
