@@ -23,6 +23,14 @@ constexpr int mma_spare_registers(Shape shape) {
     return kThreadRegisters - (80 + 24 * granules) - marks - granules * shape.keys / 2;
 }
 
+// Run-time weights sum up the values twice. Where registers do not hold both sums, the channels are computed in parts,
+// one after the other, each with all the keys.
+constexpr int mma_value_part(Shape shape) {
+    const int channels = mma_spare_registers(shape) / mma_granules(shape) / 16 * 16;
+    const int parts = kWeights ? ceil_div(kValueWidth, larger(channels, 16)) : 1;
+    return parts == 1 ? kValueWidth : round_up(ceil_div(kValueWidth, parts), 16);
+}
+
 // Whether whole tiles have code of their own, without a branch for each granule. The compiler overlaps more there, for
 // which biases, run-time weights, and two granules whose queries are read anew do not always leave it the registers.
 constexpr bool mma_whole_tiles(Shape shape) {
@@ -30,7 +38,11 @@ constexpr bool mma_whole_tiles(Shape shape) {
     const int sums = granules * (shape.keys + kPaddedValueWidth) / 2, queries = Queries<1>::kRegisters * granules;
     const int left = kThreadRegisters - sums - (queries > kMostQueryRegisters ? 0 : queries);
     if (kLaneProducts || (granules > 1 && queries > kMostQueryRegisters)) return false;
-    if (kWeights) return shape.keys <= 64 && mma_spare_registers(shape) >= 48 * granules - 24;
+    if (kWeights) {
+        const int spare = mma_spare_registers(shape);
+        return shape.keys <= 64 && spare >= 48 * granules - 24 && spare - granules * mma_value_part(shape) >= 24;
+    }
+    if (!kAsynchronousCopies && kMasks && granules > 1 && left < 60) return false;
     return !kBiases || left > 40 + shape.keys * shape.keys / 200;
 }
 
@@ -225,14 +237,6 @@ private:
     float counted_[kWeights ? kGranules : 1][kWeights ? kValueBlocks : 1][4] = {};
     int diagonal_[kWeights ? kGranules : 1][2];
 };
-
-// Run-time weights sum up the values twice. Where registers do not hold both sums, the channels are computed in parts,
-// one after the other, each with all the keys.
-constexpr int mma_value_part(Shape shape) {
-    const int channels = mma_spare_registers(shape) / mma_granules(shape) / 16 * 16;
-    const int parts = kWeights ? ceil_div(kValueWidth, larger(channels, 16)) : 1;
-    return parts == 1 ? kValueWidth : round_up(ceil_div(kValueWidth, parts), 16);
-}
 
 template <int kNumber>
 DEVICE void compute_mma(const Operands& operands, const Job& job, unsigned char* shared) {
