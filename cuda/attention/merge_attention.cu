@@ -1,5 +1,6 @@
 // y = softmax-weighted sum of the partial results of split key lists, by MergeAttention of docs/tables.md.
 #include "common/element.cuh"
+#include "common/entry.cuh"
 #include "common/vectors.cuh"
 
 namespace merge {
@@ -113,8 +114,8 @@ extern "C" __device__ const int onnxopt_shared_bytes = 0;
 
 // One warp computes one line of `merges` for one batch element.
 extern "C" __global__ void __launch_bounds__(merge::kThreads) merge_attention(
-    const float* __restrict__ partial, const float* __restrict__ lse, const int* __restrict__ merges, int batch,
-    merge::T* __restrict__ y) {
+    const float* __restrict__ partial, const float* __restrict__ lse, OTHER_TABLES(OTHERS_BEFORE)
+    const int* __restrict__ merges, OTHER_TABLES(OTHERS_AFTER) int batch, merge::T* __restrict__ y) {
     const unsigned number = blockIdx.x * (merge::kThreads / 32) + threadIdx.x / 32;
     const unsigned line = number / static_cast<unsigned>(batch);
     if (line >= merge::kLines) return;

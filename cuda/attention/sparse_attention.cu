@@ -2,6 +2,7 @@
 #include "attention/config.cuh"
 #include "attention/job.cuh"
 #include "attention/strip.cuh"
+#include "common/entry.cuh"
 
 namespace attention {
 
@@ -25,8 +26,11 @@ extern "C" __device__ const int onnxopt_shared_bytes = attention::shared_bytes()
 
 extern "C" __global__ void __launch_bounds__(attention::kThreads, RESIDENT) sparse_attention(
     const attention::T* __restrict__ q, const attention::T* __restrict__ k, const attention::T* __restrict__ v,
-    const int* __restrict__ jobs, const int* __restrict__ rows, const int* __restrict__ results,
-    const int* __restrict__ keys,
+#if WEIGHTS
+    const float* __restrict__ weight,
+#endif
+    OTHER_TABLES(OTHERS_BEFORE) const int* __restrict__ jobs, const int* __restrict__ rows,
+    const int* __restrict__ results, const int* __restrict__ keys,
 #if OWN_VALUES
     const int* __restrict__ values,
 #endif
@@ -44,10 +48,9 @@ extern "C" __global__ void __launch_bounds__(attention::kThreads, RESIDENT) spar
     const int* __restrict__ extras,
 #endif
 #if WEIGHTS
-    const float* __restrict__ weight, const int* __restrict__ columns, const int* __restrict__ diagonals,
-    const float* __restrict__ epsilons,
+    const int* __restrict__ columns, const int* __restrict__ diagonals, const float* __restrict__ epsilons,
 #endif
-    int batch,
+    OTHER_TABLES(OTHERS_AFTER) int batch,
 #if SPLIT
     float* __restrict__ partial, float* __restrict__ lse
 #else

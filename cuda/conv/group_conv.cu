@@ -1,4 +1,5 @@
 // y = activation(sum of weights times inputs + bias + residual), by GroupConv of docs/tables.md.
+#include "common/entry.cuh"
 #include "conv/config.cuh"
 #include "conv/job.cuh"
 #include "conv/tile.cuh"
@@ -24,12 +25,13 @@ DEVICE void compute(const Operands& operands, const Job& job, unsigned char* sha
 extern "C" __device__ const int onnxopt_shared_bytes = conv::shared_bytes();
 
 extern "C" __global__ void __launch_bounds__(conv::kThreads, RESIDENT) group_conv(
-    const conv::T* __restrict__ x, const conv::T* __restrict__ w,
-#if !SPLIT
-    const float* __restrict__ b,
-#endif
+    const conv::T* __restrict__ x,
 #if RESIDUAL
     const conv::T* __restrict__ residual,
+#endif
+    OTHER_TABLES(OTHERS_BEFORE) const conv::T* __restrict__ w,
+#if !SPLIT
+    const float* __restrict__ b,
 #endif
     const int* __restrict__ jobs, const int* __restrict__ outputs, const int* __restrict__ inputs,
 #if PROLOGUE
@@ -38,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(conv::kThreads, RESIDENT) group_con
 #if EXTRAS
     const int* __restrict__ extras,
 #endif
-    int batch, conv::Result* __restrict__ y) {
+    OTHER_TABLES(OTHERS_AFTER) int batch, conv::Result* __restrict__ y) {
     using namespace conv;
     extern __shared__ __align__(1024) unsigned char shared[];
     const unsigned groups = (static_cast<unsigned>(batch) + kImages - 1) / kImages;

@@ -1,5 +1,6 @@
 // y = activation(sum of partial rows + bias + residual), by SumConv of docs/tables.md.
 #include "common/activation.cuh"
+#include "common/entry.cuh"
 
 namespace sum {
 
@@ -50,11 +51,12 @@ extern "C" __device__ const int onnxopt_shared_bytes = 0;
 
 // A thread computes one element, in the order of memory.
 extern "C" __global__ void __launch_bounds__(sum::kThreads) sum_conv(
-    const float* __restrict__ partial, const float* __restrict__ b,
+    const float* __restrict__ partial,
 #if RESIDUAL
     const sum::T* __restrict__ residual,
 #endif
-    const int* __restrict__ sum_begin, const int* __restrict__ sum_rows, int batch, sum::T* __restrict__ y) {
+    OTHER_TABLES(OTHERS_BEFORE) const float* __restrict__ b, const int* __restrict__ sum_begin,
+    const int* __restrict__ sum_rows, OTHER_TABLES(OTHERS_AFTER) int batch, sum::T* __restrict__ y) {
     using namespace sum;
     const Place place = own_place();
     if (place.batch >= static_cast<unsigned>(batch)) return;

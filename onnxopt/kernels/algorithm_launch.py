@@ -63,7 +63,7 @@ def algorithm_jobs(operator: str, kernel: Mapping[str, Any]) -> int:
 
 
 def algorithm_parameters(operator: str, kernel: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parameters of a step's entry, in order: its inputs, ``batch``, its output.
+    """The parameters of a step's entry, in order: its operands, its tables, ``batch``, its output.
 
     The first is ``x``, or what the step before it made: the step's own ``inputs`` name the tensor that is given for it.
     """
@@ -71,10 +71,15 @@ def algorithm_parameters(operator: str, kernel: Mapping[str, Any]) -> tuple[str,
         return sum_conv_parameters(kernel)
     raw = kernel.get("raw", False)
     made = _MADE.get(operator) or (_RAW[operator] if raw else "y")
-    names = [_READS.get(operator, "x"), *([] if operator in _WITHOUT_WEIGHTS else ["w"])]
-    if made == "y":
-        names += ["b", "residual"] if kernel["residual"] else ["b"]
-    return (*names, "batch", made)
+    finished = made == "y"
+    return (
+        _READS.get(operator, "x"),
+        *(["residual"] if finished and kernel["residual"] else []),
+        *([] if operator in _WITHOUT_WEIGHTS else ["w"]),
+        *(["b"] if finished else []),
+        "batch",
+        made,
+    )
 
 
 def algorithm_arguments(

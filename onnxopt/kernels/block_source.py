@@ -94,10 +94,10 @@ def conv_block_launch(kernel: Mapping[str, Any], jobs: int, batch: int, report: 
 
 
 def conv_block_parameters(kernel: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parameters of the kernel's entry, in order: its inputs, ``batch``, its output."""
+    """The parameters of the kernel's entry, in order: its operands, its tables, ``batch``, its output."""
     prologue = ("input_scales", "input_shifts") if kernel["prologue"] else ()
     residual = ("residual",) if kernel["residual"] else ()
-    return ("x", "w", "b", *residual, "jobs", "parts", "outputs", "inputs", *prologue, "batch", "y")
+    return ("x", *residual, "w", "b", "jobs", "parts", "outputs", "inputs", *prologue, "batch", "y")
 
 
 def conv_block_arguments(kernel: Mapping[str, Any], tensors: Mapping[str, Tensor], batch: int) -> list[Any]:

@@ -35,7 +35,7 @@ def sum_conv_launch(kernel: Mapping[str, Any], batch: int) -> Launch:
 
 
 def group_conv_parameters(kernel: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parameters of a convolution kernel's entry, in order: its inputs, ``batch``, its output.
+    """The parameters of a convolution kernel's entry, in order: its operands, its tables, ``batch``, its output.
 
     With ``split`` the second operator has bias and residual.
     """
@@ -46,7 +46,7 @@ def group_conv_parameters(kernel: Mapping[str, Any]) -> tuple[str, ...]:
         "input_shifts": kernel["prologue"],
         "extras": kernel["extras"],
     }
-    inputs = ("x", "w", "b", "residual", "jobs", "outputs", "inputs", "input_scales", "input_shifts", "extras")
+    inputs = ("x", "residual", "w", "b", "jobs", "outputs", "inputs", "input_scales", "input_shifts", "extras")
     return (
         *(name for name in inputs if conditions.get(name, True)),
         "batch",
@@ -55,8 +55,8 @@ def group_conv_parameters(kernel: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def sum_conv_parameters(kernel: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parameters of the sum kernel's entry, in order: its inputs, ``batch``, ``y``."""
-    return ("partial", "b", *(["residual"] if kernel["residual"] else []), "sum_begin", "sum_rows", "batch", "y")
+    """The parameters of the sum kernel's entry, in order: its operands, its tables, ``batch``, ``y``."""
+    return ("partial", *(["residual"] if kernel["residual"] else []), "b", "sum_begin", "sum_rows", "batch", "y")
 
 
 def group_conv_arguments(kernel: Mapping[str, Any], tensors: Mapping[str, Tensor], batch: int) -> list[Any]:

@@ -48,7 +48,7 @@ def merge_launch(lines: int, batch: int) -> Launch:
 
 
 def parameter_names(kernel: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parameters of an attention kernel's entry, in order: its inputs, ``batch``, its outputs."""
+    """The parameters of an attention kernel's entry, in order: its operands, its tables, ``batch``, its outputs."""
     tiled, weighed = kernel["masks"] or kernel["biases"], kernel["weights"]
     conditions = {
         "values": kernel["own_values"],
@@ -59,8 +59,8 @@ def parameter_names(kernel: Mapping[str, Any]) -> tuple[str, ...]:
         **dict.fromkeys(("weight", "columns", "diagonals", "epsilons"), weighed),
     }
     inputs = (
-        *("q", "k", "v", "jobs", "rows", "results", "keys", "values", "tiles", "masks", "biases", "scales", "extras"),
-        *("weight", "columns", "diagonals", "epsilons"),
+        *("q", "k", "v", "weight", "jobs", "rows", "results", "keys", "values", "tiles", "masks", "biases"),
+        *("scales", "extras", "columns", "diagonals", "epsilons"),
     )
     outputs = ("partial", "lse") if kernel["split"] else ("y",)
     return (*(name for name in inputs if conditions.get(name, True)), "batch", *outputs)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
 from onnxopt.errors import InputError
@@ -36,6 +36,11 @@ MERGE_ENTRY = "merge_attention"
 
 LARGEST_WIDTH = 256
 """Channels of a head that the kernels take at most."""
+
+MOST_OTHERS = 64
+"""Tables of other kernels that may stand in front of a kernel's own, and as many behind them."""
+
+_OTHERS = ("OTHERS_BEFORE", "OTHERS_AFTER")
 
 _PATHS: tuple[Path, ...] = get_args(Path)
 
@@ -141,6 +146,20 @@ def merge_source(kernel: Mapping[str, Any]) -> KernelSource:
 def attention_variants(kernel: Mapping[str, Any]) -> tuple[AttentionVariant, ...]:
     """The shapes of an attention kernel, in the order of its configuration; InputError for an unsupported one."""
     return _variants(kernel, element_field("attention kernel", kernel))
+
+
+def with_others(source: KernelSource, before: int, after: int) -> KernelSource:
+    """A kernel that is called with tables of other kernels too, as one of several that an engine chooses among.
+
+    ``before`` unused pointers stand between its operands and its own tables, ``after`` between these and the batch.
+    With none it is the source that was given. Raises InputError for numbers that are not 0 to 64.
+    """
+    counts = dict(zip(_OTHERS, (before, after), strict=True))
+    what = f"the source of {source.entry!r} among others"
+    defines = [(name, str(integer_field(what, counts, name, 0, MOST_OTHERS))) for name in _OTHERS]
+    own = [pair for pair in source.defines if pair[0] not in _OTHERS]
+    wanted = tuple([*own, *defines] if before or after else own)
+    return source if wanted == source.defines else replace(source, defines=wanted)
 
 
 def _variants(kernel: Mapping[str, Any], element: Element) -> tuple[AttentionVariant, ...]:

@@ -17,7 +17,7 @@ from onnx import FunctionProto, TensorProto
 
 from onnxopt.lower.operator_body import wide_name, widened_function
 from onnxopt.lower.operator_nodes import OperatorNodes
-from onnxopt.lower.plugin_nodes import FIRST_OPERANDS, RESIDUAL, input_names
+from onnxopt.lower.plugin_nodes import FIRST_OPERANDS, RESIDUAL
 from onnxopt.lower.rewrite import Rewrite
 from onnxopt.model.graph import Graph
 from onnxopt.plan.algorithms.packing import packed_weights
@@ -58,8 +58,8 @@ def _function(
     body = _Body(name, work, steps, step, read, kind, OperatorNodes(_SITE, graph, TensorProto.FLOAT, None))
     output = body.build()
     operands = [FIRST_OPERANDS[step.step.operator], *([RESIDUAL] if RESIDUAL in step.step.inputs else [])]
-    names = input_names(operands, step.tables)
     rewrite = Rewrite(_SITE, (), tuple(body.nodes.nodes), tuple(body.nodes.tables.values()))
+    names = [*operands, *step.tables]
     return widened_function(step.operator(), names, [output], rewrite, kind, graph.opset, step.configuration())
 
 

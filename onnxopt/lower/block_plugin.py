@@ -12,7 +12,7 @@ from onnx import FunctionProto, NodeProto, TensorProto
 from onnxopt.lower.conv_body import ConvBody
 from onnxopt.lower.operator_body import widened_function
 from onnxopt.lower.operator_nodes import CAST_LABEL, OperatorNodes, tensor_type
-from onnxopt.lower.plugin_nodes import RESIDUAL, input_names
+from onnxopt.lower.plugin_nodes import RESIDUAL
 from onnxopt.lower.rewrite import Rewrite
 from onnxopt.model.graph import Graph, symbolic_batch
 from onnxopt.plan.block import BlockTables, BlockWork
@@ -66,5 +66,5 @@ def block_body(work: BlockWork, tables: BlockTables, kind: int, graph: Graph) ->
         nodes += part.nodes
         constants |= {tensor.name: tensor for tensor in part.tables}
     rewrite = Rewrite("body", (), tuple(nodes), tuple(constants.values()))
-    names = input_names(["x", *([RESIDUAL] if work.last.residual else [])], tables.arrays())
+    names = ["x", *([RESIDUAL] if work.last.residual else []), *tables.arrays()]
     return widened_function(tables.operator(), names, ["y"], rewrite, kind, graph.opset, tables.configuration())

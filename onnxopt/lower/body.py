@@ -20,7 +20,7 @@ from onnxopt.discover.operand import Operand, Source
 from onnxopt.lower.attention import lower_attention
 from onnxopt.lower.operator_body import operator_function, wide_name, widened_function
 from onnxopt.lower.operator_nodes import tensor_type
-from onnxopt.lower.plugin_nodes import WEIGHT, input_names
+from onnxopt.lower.plugin_nodes import WEIGHT
 from onnxopt.lower.region_body import region_nodes
 from onnxopt.lower.rewrite import Rewrite
 from onnxopt.lower.split import lower_merge, lower_partials
@@ -56,7 +56,7 @@ def attention_body(
     """
     narrow = tensor_type(schedule.element)
     if site.weights is not None:
-        names = input_names(("q", "k", "v", WEIGHT), tables.arrays())
+        names = ["q", "k", "v", WEIGHT, *tables.arrays()]
         nodes = region_nodes(site, graph, narrow)
         return Body(
             (operator_function(tables.operator(), names, ["y"], nodes, graph.opset, tables.configuration()),),

@@ -19,7 +19,7 @@ from onnxopt.discover.conv_site import ChannelPath, IntArray
 from onnxopt.lower.convolution import packed_weights
 from onnxopt.lower.operator_body import wide_name, widened_function
 from onnxopt.lower.operator_nodes import OperatorNodes, to_first, to_last
-from onnxopt.lower.plugin_nodes import RESIDUAL, input_names
+from onnxopt.lower.plugin_nodes import RESIDUAL
 from onnxopt.lower.rewrite import Rewrite
 from onnxopt.model.graph import Graph
 from onnxopt.plan.conv_parts import Layout, layouts
@@ -40,20 +40,20 @@ def conv_bodies(
     if tables.sum is None:
         build = ConvBody(work, graph, kind)
         build.finished(build.channels())
-        names = input_names(["x", *added], tables.arrays())
+        names = ["x", *added, *tables.arrays()]
         own = widened_function(
             tables.operator(), names, ["y"], build.rewrite(), kind, graph.opset, tables.configuration()
         )
         return (own,)
     first = ConvBody(work, graph, kind)
     first.partials(schedule, "partial")
-    names = input_names(["x"], tables.arrays())
+    names = ["x", *tables.arrays()]
     partial = widened_function(
         tables.operator(), names, ["partial"], first.rewrite(), kind, graph.opset, tables.configuration()
     )
     second = ConvBody(work, graph, kind)
     second.finished(second.sums(tables))
-    names = input_names(["partial", *added], tables.sum.arrays())
+    names = ["partial", *added, *tables.sum.arrays()]
     configuration = tables.sum.configuration()
     total = widened_function(tables.sum.operator(), names, ["y"], second.rewrite(), kind, graph.opset, configuration)
     return partial, total

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from onnxopt.lower.plugin_nodes import input_names
 from onnxopt.lower.rewrite import DOMAIN, NODE_PREFIX, table
 from onnxopt.model.graph import Graph
 from onnxopt.target.variant import Element
@@ -63,9 +62,8 @@ class OperatorNodes:
         label: str,
         outputs: Sequence[str],
     ) -> Sequence[str]:
-        """An operator of our own on the tensors ``operands`` and the tables ``arrays``; its outputs."""
-        given = {**operands, **{name: self.table(array) for name, array in arrays.items()}}
-        inputs = [given[key] for key in input_names(list(operands), arrays)]
+        """An operator of our own on ``operands`` and the tables ``arrays``, both in its order; its outputs."""
+        inputs = [*operands.values(), *map(self.table, arrays.values())]
         name = self.prefix + label
         self.nodes.append(helper.make_node(operator, inputs, outputs, name=name, domain=DOMAIN, **ATTRIBUTES))
         return outputs

@@ -7,7 +7,7 @@ anyone: a node that is not what its name says is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,8 +42,6 @@ _OPERANDS = {
 }
 WEIGHT, RESIDUAL = "weight", "residual"
 OPERATORS = tuple(_OPERANDS)
-# Operands that stand among the tables, and what they stand in front of; behind all tables where there is nothing of it.
-_AMONG_TABLES = {WEIGHT: ("columns",), RESIDUAL: ("jobs", "sum_begin")}
 _RESIDENT = "onnxopt.resident_blocks."
 # No multiprocessor holds more blocks.
 _BLOCKS = tuple(map(str, range(1, 33)))
@@ -54,8 +52,9 @@ _OPTIMIZE = "optimize the original model again"
 class PluginNode:
     """A node of the domain ``onnxopt``: its operator, configuration, tables, and the tensors around it.
 
-    ``operands`` are the model's tensors by the name of the operator's input, run-time weights of keys among them;
-    ``tables`` have the operator's order. ``resident`` is how many blocks its plan counts on for each multiprocessor.
+    ``operands`` are the model's tensors by the name of the operator's input, run-time weights of keys among them. Both
+    they and ``tables`` have the operator's order. ``resident`` is how many blocks its plan counts on for each
+    multiprocessor.
     """
 
     name: str
@@ -156,7 +155,7 @@ def _read(
     configuration = _configuration(label, function)
     names, outputs = _operands(configuration), 1 + bool(configuration["kernel"].get("split"))
     tabled = [name for name in function.input if name not in names]
-    if len(node.input) != len(function.input) or input_names(names, tabled) != list(function.input):
+    if len(node.input) != len(function.input) or [*names, *tabled] != list(function.input):
         raise InputError(f"{label}: its inputs are not those of its body; {_OPTIMIZE}")
     if len(node.output) != (outputs if configuration["operator"] == _ATTENTION else 1):
         raise InputError(f"{label}: it has {len(node.output)} outputs, expected {outputs}; {_OPTIMIZE}")
@@ -173,15 +172,6 @@ def _read(
     operands = {name: given[name] for name in names}
     blocks = resident.get(node.op_type, 1)
     return PluginNode(node.name, node.op_type, configuration, operands, tables, tuple(node.output), blocks)
-
-
-def input_names(operands: Sequence[str], tables: Iterable[str]) -> list[str]:
-    """The inputs of an operator in their order: some operands stand among the tables."""
-    names = [name for name in operands if name not in _AMONG_TABLES]
-    for table in tables:
-        names += [name for name, followers in _AMONG_TABLES.items() if name in operands and table in followers]
-        names.append(table)
-    return [*names, *(name for name in operands if name not in names)]
 
 
 def _operands(configuration: Mapping[str, Any]) -> tuple[str, ...]:

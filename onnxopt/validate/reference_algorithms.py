@@ -86,10 +86,10 @@ def step_output(
     """
     if operator == "SumConv":
         return sum_conv(kernel, inputs, inputs["partial"], inputs.get("residual"), dtype)
-    if operator not in _STEPS:
-        raise PlanError(f"an operator {operator!r} is no step of an algorithm; allowed: {', '.join(_STEPS)}, SumConv")
+    if operator not in STEPS:
+        raise PlanError(f"an operator {operator!r} is no step of an algorithm; allowed: {', '.join(STEPS)}, SumConv")
     given = {name: np.asarray(array).astype(dtype) for name, array in inputs.items()}
-    result = _STEPS[operator](kernel, given)
+    result = STEPS[operator](kernel, given)
     if "b" in given:
         result = finished(kernel["activation"], result, given["b"], given.get("residual"))
     return result
@@ -176,7 +176,7 @@ def _winograd_output(kernel: Mapping[str, Any], given: Mapping[str, Array]) -> A
     return np.asarray(whole[..., :height, :width].reshape(len(products), kernel["output_channels"], -1))
 
 
-_STEPS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Array]], Array]] = {
+STEPS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Array]], Array]] = {
     "ConvScalar": _scalar,
     "ConvUnfold": _unfold,
     "ConvProduct": _product,
@@ -186,6 +186,7 @@ _STEPS: Mapping[str, Callable[[Mapping[str, Any], Mapping[str, Array]], Array]] 
     "WinogradInput": _winograd_input,
     "WinogradOutput": _winograd_output,
 }
+"""The operators that are a step of an algorithm and nothing else."""
 
 
 def _tap_sums(layer: Mapping[str, Any], planes: Array, w: Array) -> Array:

@@ -107,7 +107,7 @@ def _tensors(step: AlgorithmStep, batch: int) -> dict[str, Any]:
 
 def test_arguments_are_checked_against_the_configuration() -> None:
     step = algorithm_steps("im2col", CASES["3x3"], "fp16", residual=True)[1]
-    assert algorithm_parameters(step.operator, step.kernel) == ("columns", "w", "b", "residual", "batch", "y")
+    assert algorithm_parameters(step.operator, step.kernel) == ("columns", "residual", "w", "b", "batch", "y")
     tensors = _tensors(step, 3)
     arguments = algorithm_arguments(step.operator, step.kernel, tensors, 3)
     assert arguments[4] == 3

@@ -81,7 +81,7 @@ def test_a_report_of_another_kernel_is_noticed() -> None:
     ("wish", "names"),
     [
         ("pointwise", "x w b jobs outputs inputs batch y"),
-        ("repeated outputs", "x w b residual jobs outputs inputs extras batch y"),
+        ("repeated outputs", "x residual w b jobs outputs inputs extras batch y"),
         ("prologue", "x w b jobs outputs inputs input_scales input_shifts batch y"),
         ("split inputs", "x w jobs outputs inputs batch partial"),
         ("prologue of split inputs", "x w jobs outputs inputs input_scales input_shifts batch partial"),
@@ -101,8 +101,8 @@ def test_arguments_in_order(wish: str, element: Element) -> None:
 
 def test_arguments_of_a_sum() -> None:
     kernel, tensors = _summed()
-    assert sum_conv_parameters(kernel) == ("partial", "b", "residual", "sum_begin", "sum_rows", "batch", "y")
-    assert sum_conv_parameters({**kernel, "residual": False})[2] == "sum_begin"
+    assert sum_conv_parameters(kernel) == ("partial", "residual", "b", "sum_begin", "sum_rows", "batch", "y")
+    assert sum_conv_parameters({**kernel, "residual": False})[1:3] == ("b", "sum_begin")
     for name, argument in zip(sum_conv_parameters(kernel), sum_conv_arguments(kernel, tensors, 2), strict=True):
         assert argument == 2 if name == "batch" else argument is tensors[name]
 
@@ -130,7 +130,7 @@ def test_arguments_of_a_sum() -> None:
         ("pointwise", "y", np.zeros((2, 9), np.float16), "'y' has the shape 2 x 9, 18 elements; allowed: 2 x 1728"),
         ("pointwise", "residual", np.zeros(8, np.float16), "residual: not of this kernel"),
         ("repeated outputs", "residual", np.zeros(8, np.float16), "'residual' has the shape 8"),
-        ("repeated outputs", "extras", None, "extras: missing; allowed: exactly x, w, b, residual, jobs"),
+        ("repeated outputs", "extras", None, "extras: missing; allowed: exactly x, residual, w, b, jobs"),
         ("prologue", "input_shifts", np.zeros(3, np.float32), "'input_shifts' has the shape 3, but 'inputs'"),
         ("split inputs", "partial", np.zeros((1, 9), np.float32), "'partial' has the shape 1 x 9"),
     ],

@@ -59,7 +59,7 @@ def test_a_report_of_another_kernel_is_noticed() -> None:
         ),
         (
             {"biases": True, "columns": 9},
-            "q k v jobs rows results keys tiles masks biases scales weight columns diagonals epsilons batch y",
+            "q k v weight jobs rows results keys tiles masks biases scales columns diagonals epsilons batch y",
         ),
         ({"slots": 8}, "q k v jobs rows results keys tiles masks scales batch partial lse"),
     ],
@@ -130,7 +130,7 @@ def _changed(name: str, value: Any) -> dict[str, Any]:
         ("q", np.zeros((2, 64 * 288), np.float32), "'q' is float32; allowed: float16"),
         ("v", np.zeros((3, 64 * 288), np.float16), "'v' has the shape 3 x 18432, 55,296 elements"),
         ("y", np.zeros((2, 64, 95), np.float16), "'y' has the shape 2 x 64 x 95"),
-        ("extras", None, "extras: missing; allowed: exactly q, k, v, jobs"),
+        ("extras", None, "extras: missing; allowed: exactly q, k, v, weight, jobs"),
         ("biases", np.zeros(8, np.float16), "biases: not of this kernel"),
     ],
 )

@@ -54,12 +54,17 @@ def in_steps(
         work = fused_work(site, fusion, *site_weights(site, graph), shape[2:])
         steps = algorithm_tables(algorithm, work, element)
         rewrites.append(writer.lower(f"conv-{number}", fusion, work, algorithm, steps))
-        sources[f"conv-{number}"] = AlgorithmSource(site, work, algorithm, steps)
+        sources[f"conv-{number}"] = AlgorithmSource(site, fusion, work, algorithm, steps)
     return apply_rewrites(model, rewrites), sources
 
 
 def measured_to_win(
-    model: onnx.ModelProto, algorithm: str, folder: Path, element: Element = "fp32", layout: Layout = "first"
+    model: onnx.ModelProto,
+    algorithm: str,
+    folder: Path,
+    element: Element = "fp32",
+    layout: Layout = "first",
+    microseconds: float = 0.01,
 ) -> Path:
     """A cache folder whose records say that one algorithm is the fastest for every layer."""
     found = discover(model)
@@ -76,7 +81,7 @@ def measured_to_win(
                 shape=key,
                 algorithm=algorithm,
                 layout=layout,
-                microseconds=0.01,
+                microseconds=microseconds,
                 host="onnxopt 0.1",
                 driver="580.65.06",
                 nvrtc="13.0.88",

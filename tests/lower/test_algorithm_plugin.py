@@ -209,6 +209,7 @@ def test_a_model_whose_nodes_are_not_what_they_say_is_refused(tmp_path: Path) ->
     onnx.save(result, path)
     other = AlgorithmSource(
         sources["conv-0"].site,
+        sources["conv-0"].fusion,
         sources["conv-0"].work,
         "direct",
         algorithm_tables("direct", sources["conv-0"].work, "fp32"),

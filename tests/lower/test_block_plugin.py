@@ -175,7 +175,7 @@ def test_a_block_whose_kernel_cannot_be_compiled_stays_single(monkeypatch: pytes
         tmp_path / "package",
         target="sm_90",
         form="plugin",
-        dtype="fp16",
+        kernel_dtype="fp16",
         cache=tmp_path / "cache",
     )
     assert not any("block" in site.planned for site in result.inspection.sites)
@@ -189,7 +189,7 @@ def test_a_package_holds_the_kernels_of_blocks_and_runs_them(tmp_path: Path) -> 
         tmp_path / "package",
         target="sm_90",
         form="plugin",
-        dtype="fp16",
+        kernel_dtype="fp16",
         cache=tmp_path / "cache",
     )
     reports = verify_kernels(tmp_path / "package", cache=tmp_path / "programs")
@@ -204,7 +204,7 @@ def test_condensenet_has_blocks_and_is_verified_as_a_whole(corpus_model: Callabl
         tmp_path / "package",
         target="sm_90",
         form="plugin",
-        dtype="fp16",
+        kernel_dtype="fp16",
         cache=tmp_path / "cache",
     )
     blocks = [site for site in result.inspection.sites if site.kernels and "block" in site.planned]

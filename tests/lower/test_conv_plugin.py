@@ -138,9 +138,9 @@ def test_names_and_inputs_are_those_of_the_contract() -> None:
     assert [n.name for n in nodes[-4:]] == [f"onnxopt/conv-{i}/{half}" for i in (0, 1) for half in ("conv", "sum")]
     inputs = {node.name: functions[node.op_type] for node in nodes}
     plain = [functions[n.op_type] for n in nodes if "residual" in functions[n.op_type] and "w" in functions[n.op_type]]
-    assert plain == [["x", "w", "b", "residual", "jobs", "outputs", "inputs"]]
+    assert plain == [["x", "residual", "w", "b", "jobs", "outputs", "inputs"]]
     assert inputs["onnxopt/conv-1/conv"] == ["x", "w", "jobs", "outputs", "inputs"]
-    assert inputs["onnxopt/conv-1/sum"] == ["partial", "b", "residual", "sum_begin", "sum_rows"]
+    assert inputs["onnxopt/conv-1/sum"] == ["partial", "residual", "b", "sum_begin", "sum_rows"]
     for node in nodes:
         assert node.domain == "onnxopt" and is_own_node(node)
         assert {a.name: helper.get_attribute_value(a) for a in node.attribute} == {

@@ -65,7 +65,8 @@ def test_the_weights_stand_where_the_operator_wants_them() -> None:
     (plugin,) = plugin_sites(model)
     (node,) = (node for node in model.graph.node if is_plugin_node(node))
     (function,) = model.functions
-    assert list(function.input)[-5:] == ["scales", "weight", "columns", "diagonals", "epsilons"]
+    assert list(function.input)[:5] == ["q", "k", "v", "weight", "jobs"]
+    assert list(function.input)[-4:] == ["scales", "columns", "diagonals", "epsilons"]
     assert [name for name in function.input if name not in plugin.attention.tables] == ["q", "k", "v", "weight"]
     assert plugin.attention.operands["weight"] == node.input[list(function.input).index("weight")]
     front = [n.op_type for n in model.graph.node if n.name.startswith("onnxopt/") and "/weight" in n.name]
@@ -76,12 +77,12 @@ def test_weights_elsewhere_are_refused() -> None:
     def swapped(model: onnx.ModelProto) -> None:
         (node,) = (node for node in model.graph.node if is_plugin_node(node))
         for names in (model.functions[0].input, node.input):
-            names[-4], names[-5] = names[-5], names[-4]
+            names[3], names[4] = names[4], names[3]
 
     def left_out(model: onnx.ModelProto) -> None:
         (node,) = (node for node in model.graph.node if is_plugin_node(node))
         for names in (model.functions[0].input, node.input):
-            del names[-4]
+            del names[3]
 
     for change in (swapped, left_out):
         model = in_plugin_form(weighed_attention(*FORMS["policy"]), cut)

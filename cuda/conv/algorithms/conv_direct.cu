@@ -1,4 +1,5 @@
 // y by the nested loops of a convolution: sums in registers, patches of x and weights in shared memory, no workspace.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/epilogue.cuh"
 #include "conv/algorithms/patch.cuh"
@@ -22,8 +23,9 @@ extern "C" __device__ const int onnxopt_shared_bytes = sizeof(algorithms::Shared
 
 // A block computes a rectangle of some output channels; `w` is inputs x taps x outputs in whole blocks.
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks) conv_direct(
-    const algorithms::T* __restrict__ x, const algorithms::T* __restrict__ w, const float* __restrict__ b,
-    RESIDUAL_PARAMETER(algorithms::T) int batch, algorithms::T* __restrict__ y) {
+    const algorithms::T* __restrict__ x, RESIDUAL_PARAMETER(algorithms::T) OTHER_TABLES(OTHERS_BEFORE)
+    const algorithms::T* __restrict__ w, const float* __restrict__ b, OTHER_TABLES(OTHERS_AFTER) int batch,
+    algorithms::T* __restrict__ y) {
     using namespace algorithms;
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);

@@ -1,4 +1,5 @@
 // Matrix products of im2col, kn2row and Winograd: w columns on the matrix unit, as float32 sums or finished as y.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/epilogue.cuh"
 #include "conv/algorithms/product_copies.cuh"
@@ -62,15 +63,16 @@ extern "C" __device__ const int onnxopt_shared_bytes = algorithms::kSharedBytes;
 #define BIAS_PARAMETER
 #define OUTPUT float* __restrict__ products
 #else
-#define BIAS_PARAMETER const float *__restrict__ b, RESIDUAL_PARAMETER(algorithms::T)
+#define BIAS_PARAMETER const float* __restrict__ b,
 #define OUTPUT algorithms::T* __restrict__ y
 #endif
 
 // `columns` are matrices x depth x pitch; `w` is matrices x rows x depth in whole steps; results are matrices x rows x
 // positions.
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks)
-    conv_product(const algorithms::T* __restrict__ columns, const algorithms::T* __restrict__ w,
-                 BIAS_PARAMETER int batch, OUTPUT) {
+    conv_product(const algorithms::T* __restrict__ columns, RESIDUAL_PARAMETER(algorithms::T)
+                 OTHER_TABLES(OTHERS_BEFORE) const algorithms::T* __restrict__ w, BIAS_PARAMETER
+                 OTHER_TABLES(OTHERS_AFTER) int batch, OUTPUT) {
     using namespace algorithms;
     extern __shared__ __align__(128) unsigned char shared[];
     const BlockWork work = block_work(batch);

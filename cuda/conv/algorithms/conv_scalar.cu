@@ -1,4 +1,5 @@
 // y by scalar-matrix multiplication: every weight scales a shifted input plane, which is added to an output plane.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/epilogue.cuh"
 #include "conv/algorithms/geometry.cuh"
@@ -41,8 +42,9 @@ extern "C" __device__ const int onnxopt_shared_bytes = 0;
 
 // A block computes a piece of one output plane; `w` is outputs x taps x inputs.
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks) conv_scalar(
-    const algorithms::T* __restrict__ x, const algorithms::T* __restrict__ w, const float* __restrict__ b,
-    RESIDUAL_PARAMETER(algorithms::T) int batch, algorithms::T* __restrict__ y) {
+    const algorithms::T* __restrict__ x, RESIDUAL_PARAMETER(algorithms::T) OTHER_TABLES(OTHERS_BEFORE)
+    const algorithms::T* __restrict__ w, const float* __restrict__ b, OTHER_TABLES(OTHERS_AFTER) int batch,
+    algorithms::T* __restrict__ y) {
     using namespace algorithms;
     const BlockWork work = block_work(batch);
     const unsigned output = work.job / kPieces;

@@ -1,4 +1,5 @@
 // y of kn2row: the products of every tap, made at all positions of x, shifted to where they belong and added.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/epilogue.cuh"
 #include "conv/algorithms/geometry.cuh"
@@ -27,8 +28,8 @@ extern "C" __device__ const int onnxopt_shared_bytes = 0;
 
 // A thread computes one element of y.
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks)
-    conv_shift_add(const float* __restrict__ products, const float* __restrict__ b,
-                   RESIDUAL_PARAMETER(algorithms::T) int batch, algorithms::T* __restrict__ y) {
+    conv_shift_add(const float* __restrict__ products, RESIDUAL_PARAMETER(algorithms::T) OTHER_TABLES(OTHERS_BEFORE)
+                   const float* __restrict__ b, OTHER_TABLES(OTHERS_AFTER) int batch, algorithms::T* __restrict__ y) {
     using namespace algorithms;
     const BlockWork work = block_work(batch);
     const unsigned number = work.job * kThreads + threadIdx.x;

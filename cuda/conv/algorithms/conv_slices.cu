@@ -1,5 +1,6 @@
 // The depthwise algorithm: every input channel is convolved by itself, with all its multipliers. Of a dense layer the
 // results of a slice of channels are added to partial planes, which a second step adds up.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/epilogue.cuh"
 #include "conv/algorithms/patch.cuh"
@@ -35,14 +36,14 @@ extern "C" __device__ const int onnxopt_shared_bytes = sizeof(algorithms::Shared
 #define BIAS_PARAMETER
 #define OUTPUT float* __restrict__ partial
 #else
-#define BIAS_PARAMETER const float *__restrict__ b, RESIDUAL_PARAMETER(algorithms::T)
+#define BIAS_PARAMETER const float* __restrict__ b,
 #define OUTPUT algorithms::T* __restrict__ y
 #endif
 
 // A block computes a rectangle of some of a slice's planes; `w` is inputs x taps x multipliers in whole blocks.
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks)
-    conv_slices(const algorithms::T* __restrict__ x, const algorithms::T* __restrict__ w, BIAS_PARAMETER int batch,
-                OUTPUT) {
+    conv_slices(const algorithms::T* __restrict__ x, RESIDUAL_PARAMETER(algorithms::T) OTHER_TABLES(OTHERS_BEFORE)
+                const algorithms::T* __restrict__ w, BIAS_PARAMETER OTHER_TABLES(OTHERS_AFTER) int batch, OUTPUT) {
     using namespace algorithms;
     extern __shared__ __align__(16) unsigned char memory[];
     Shared& shared = *reinterpret_cast<Shared*>(memory);

@@ -1,4 +1,5 @@
 // columns of im2col: for every input channel and tap the positions of x that it meets, in the order of y's.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/geometry.cuh"
 
@@ -35,7 +36,8 @@ DEVICE Piece unfolded(const T* x, unsigned row, unsigned first) {
 extern "C" __device__ const int onnxopt_shared_bytes = 0;
 
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks)
-    conv_unfold(const algorithms::T* __restrict__ x, int batch, algorithms::T* __restrict__ columns) {
+    conv_unfold(const algorithms::T* __restrict__ x, OTHER_TABLES(OTHERS_BEFORE) OTHER_TABLES(OTHERS_AFTER) int batch,
+                algorithms::T* __restrict__ columns) {
     using namespace algorithms;
     const BlockWork work = block_work(batch);
     const unsigned number = work.job * kThreads + threadIdx.x;

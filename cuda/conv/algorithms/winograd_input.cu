@@ -1,4 +1,5 @@
 // The transformed input of Winograd: overlapping tiles of x, B^T d B, each entry a matrix of channels x tiles.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/geometry.cuh"
 #include "conv/algorithms/winograd.cuh"
@@ -31,7 +32,8 @@ extern "C" __device__ const int onnxopt_shared_bytes = 0;
 
 // A thread transforms one tile of one channel.
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks)
-    winograd_input(const algorithms::T* __restrict__ x, int batch, algorithms::T* __restrict__ transformed) {
+    winograd_input(const algorithms::T* __restrict__ x, OTHER_TABLES(OTHERS_BEFORE)
+                   OTHER_TABLES(OTHERS_AFTER) int batch, algorithms::T* __restrict__ transformed) {
     using namespace algorithms;
     const BlockWork work = block_work(batch);
     const unsigned number = work.job * kThreads + threadIdx.x;

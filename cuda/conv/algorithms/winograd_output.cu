@@ -1,4 +1,5 @@
 // y of Winograd: A^T [products] A of every tile, with what follows the sum.
+#include "common/entry.cuh"
 #include "conv/algorithms/block.cuh"
 #include "conv/algorithms/epilogue.cuh"
 #include "conv/algorithms/geometry.cuh"
@@ -19,8 +20,8 @@ extern "C" __device__ const int onnxopt_shared_bytes = 0;
 
 // A thread makes one tile of one channel; products are entries x channels x tiles.
 extern "C" __global__ void __launch_bounds__(algorithms::kThreads, algorithms::kLeastBlocks)
-    winograd_output(const float* __restrict__ products, const float* __restrict__ b,
-                    RESIDUAL_PARAMETER(algorithms::T) int batch, algorithms::T* __restrict__ y) {
+    winograd_output(const float* __restrict__ products, RESIDUAL_PARAMETER(algorithms::T) OTHER_TABLES(OTHERS_BEFORE)
+                    const float* __restrict__ b, OTHER_TABLES(OTHERS_AFTER) int batch, algorithms::T* __restrict__ y) {
     using namespace algorithms;
     const BlockWork work = block_work(batch);
     const unsigned number = work.job * kThreads + threadIdx.x;

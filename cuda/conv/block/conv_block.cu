@@ -1,4 +1,5 @@
 // Two or three convolutions in a row, by ConvBlock of docs/tables.md: what lies between them stays in shared memory.
+#include "common/entry.cuh"
 #include "conv/block/channelwise_stage.cuh"
 #include "conv/block/first_stage.cuh"
 #include "conv/block/product_stage.cuh"
@@ -49,16 +50,16 @@ DEVICE void compute(const Operands& operands, const Job& job, unsigned char* sha
 extern "C" __device__ const int onnxopt_shared_bytes = fused::kSharedBytes;
 
 extern "C" __global__ void __launch_bounds__(fused::kThreads, RESIDENT) conv_block(
-    const fused::T* __restrict__ x, const fused::T* __restrict__ w, const float* __restrict__ b,
+    const fused::T* __restrict__ x,
 #if RESIDUAL
     const fused::T* __restrict__ residual,
 #endif
-    const int* __restrict__ jobs, const int* __restrict__ parts, const int* __restrict__ outputs,
-    const int* __restrict__ inputs,
+    OTHER_TABLES(OTHERS_BEFORE) const fused::T* __restrict__ w, const float* __restrict__ b, const int* __restrict__ jobs,
+    const int* __restrict__ parts, const int* __restrict__ outputs, const int* __restrict__ inputs,
 #if PROLOGUE
     const float* __restrict__ input_scales, const float* __restrict__ input_shifts,
 #endif
-    int batch, fused::T* __restrict__ y) {
+    OTHER_TABLES(OTHERS_AFTER) int batch, fused::T* __restrict__ y) {
     using namespace fused;
     extern __shared__ __align__(1024) unsigned char shared[];
     const unsigned count = static_cast<unsigned>(batch);

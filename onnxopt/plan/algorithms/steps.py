@@ -48,10 +48,10 @@ class AlgorithmStep:
     """One kernel: an operator without workspace of its own.
 
     ``operator`` is its name without the hash, ``kernel`` all that its source depends on. ``inputs`` and ``outputs``
-    name the tensors in the kernel's order: ``x``, ``y`` and ``residual`` of the layer, ``w``, ``b`` and tables of
-    :func:`onnxopt.plan.algorithms.packing.packed_weights`, and what steps before it made. ``output_type`` is a compute
-    type or ``float32``, ``output_shape`` that of one batch element. ``workspace_bytes`` are those of all tensors
-    between steps that exist while it runs, for one batch element.
+    name the tensors in the kernel's order: first ``x`` of the layer or what a step before made, then ``residual`` of
+    the layer, then ``w``, ``b`` and tables of :func:`onnxopt.plan.algorithms.packing.packed_weights`. ``output_type``
+    is a compute type or ``float32``, ``output_shape`` that of one batch element. ``workspace_bytes`` are those of all
+    tensors between steps that exist while it runs, for one batch element.
     """
 
     operator: str
@@ -165,20 +165,20 @@ class _Maker:
     def scalar(self) -> AlgorithmStep:
         blocks = self.geometry.output_channels * -(-self.geometry.positions // _SCALAR_THREADS)
         own = 4 if self.geometry.positions >= 4 * _SCALAR_THREADS and blocks >= 1024 else 1
-        return self._last("ConvScalar", ["x", "w"], {"threads": _SCALAR_THREADS, "own_positions": own})
+        return self._last("ConvScalar", ("x", "w"), {"threads": _SCALAR_THREADS, "own_positions": own})
 
     def direct(self) -> AlgorithmStep:
         tile = direct_tile(self.geometry)
-        return self._last("ConvDirect", ["x", "w"], {**_patch_fields(tile), "block_inputs": tile.block_inputs})
+        return self._last("ConvDirect", ("x", "w"), {**_patch_fields(tile), "block_inputs": tile.block_inputs})
 
     def depthwise(self) -> list[AlgorithmStep]:
         geometry, slices = self.geometry, slice_count(self.geometry)
         fields = {**_patch_fields(slices_tile(geometry)), "slices": slices}
         if geometry.depthwise or slices == 1:
-            return [self._last("ConvSlices", ["x", "w"], {**fields, "raw": False})]
+            return [self._last("ConvSlices", ("x", "w"), {**fields, "raw": False})]
         rows = slices * geometry.output_channels
         raw = {"raw": True, "activation": "none", "residual": False}
-        first = self._step("ConvSlices", {**fields, **raw}, ["x", "w"], "partial", (rows, geometry.positions), True)
+        first = self._step("ConvSlices", {**fields, **raw}, ("x", "w"), "partial", (rows, geometry.positions), True)
         kernel = {
             "element": self.element,
             "layout": "first",
@@ -187,7 +187,7 @@ class _Maker:
             **self._finish(),
             "slots": rows,
         }
-        names = ("partial", "b", *(["residual"] if self.residual else []), "sum_begin", "sum_rows")
+        names = self._inputs("partial", "b", "sum_begin", "sum_rows")
         shape = (geometry.output_channels, geometry.positions)
         return [first, AlgorithmStep("SumConv", kernel, names, ("y",), self.element, shape)]
 
@@ -195,7 +195,7 @@ class _Maker:
         geometry = self.geometry
         depth, pitch = geometry.input_channels * geometry.taps, self._pitch(geometry.positions)
         fields = {"pitch": pitch, "threads": _ELEMENTWISE_THREADS}
-        unfold = self._step("ConvUnfold", fields, ["x"], "columns", (depth, pitch))
+        unfold = self._step("ConvUnfold", fields, ("x",), "columns", (depth, pitch))
         return [unfold, self.product("columns", depth, pitch, geometry.output_channels)]
 
     def kn2row(self) -> list[AlgorithmStep]:
@@ -203,7 +203,7 @@ class _Maker:
         rows, positions = geometry.taps * geometry.output_channels, geometry.input_positions
         kernel = self._product_kernel(1, rows, geometry.input_channels, positions, positions, raw=True)
         product = AlgorithmStep("ConvProduct", kernel, ("x", "w"), ("products",), "float32", (1, rows, positions))
-        return [product, self._last("ConvShiftAdd", ["products"], {"threads": _ELEMENTWISE_THREADS})]
+        return [product, self._last("ConvShiftAdd", ("products",), {"threads": _ELEMENTWISE_THREADS})]
 
     def winograd(self, tile: int) -> list[AlgorithmStep]:
         geometry = self.geometry
@@ -213,17 +213,17 @@ class _Maker:
         inputs, outputs = geometry.input_channels, geometry.output_channels
         fields = {"tile": tile, "threads": _ELEMENTWISE_THREADS}
         shape = (entries, inputs, pitch)
-        made = self._step("WinogradInput", {**fields, "pitch": pitch}, ["x"], "transformed", shape)
+        made = self._step("WinogradInput", {**fields, "pitch": pitch}, ("x",), "transformed", shape)
         kernel = self._product_kernel(entries, outputs, inputs, tiles, pitch, raw=True)
         shape = (entries, outputs, tiles)
         product = AlgorithmStep("ConvProduct", kernel, ("transformed", "w"), ("products",), "float32", shape)
-        return [made, product, self._last("WinogradOutput", ["products"], fields)]
+        return [made, product, self._last("WinogradOutput", ("products",), fields)]
 
     def product(self, columns: str, depth: int, pitch: int, rows: int) -> AlgorithmStep:
         """A product that is all of ``y``."""
         positions = self.geometry.positions
         kernel = self._product_kernel(1, rows, depth, positions, pitch, raw=False)
-        names = (columns, "w", *self._finish_inputs())
+        names = self._inputs(columns, "w", "b")
         return AlgorithmStep("ConvProduct", kernel, names, ("y",), self.element, (rows, positions))
 
     def _product_kernel(
@@ -246,28 +246,29 @@ class _Maker:
             "row_warps": tile.row_warps,
         }
 
-    def _last(self, operator: str, inputs: list[str], fields: Mapping[str, Any]) -> AlgorithmStep:
+    def _last(self, operator: str, inputs: tuple[str, ...], fields: Mapping[str, Any]) -> AlgorithmStep:
         shape = (self.geometry.output_channels, self.geometry.positions)
-        names = [*inputs, *self._finish_inputs()]
+        names = self._inputs(*inputs, "b")
         return self._step(operator, {**self._finish(), **fields}, names, "y", shape)
 
     def _step(
         self,
         operator: str,
         fields: Mapping[str, Any],
-        inputs: list[str],
+        inputs: tuple[str, ...],
         output: str,
         shape: tuple[int, ...],
         sums: bool = False,
     ) -> AlgorithmStep:
         kernel = {"element": self.element, **self.geometry.to_json(), **fields}
-        return AlgorithmStep(operator, kernel, tuple(inputs), (output,), "float32" if sums else self.element, shape)
+        return AlgorithmStep(operator, kernel, inputs, (output,), "float32" if sums else self.element, shape)
 
     def _finish(self) -> dict[str, Any]:
         return {"activation": self.activation, "residual": self.residual}
 
-    def _finish_inputs(self) -> tuple[str, ...]:
-        return ("b", "residual") if self.residual else ("b",)
+    def _inputs(self, first: str, *tables: str) -> tuple[str, ...]:
+        """Those of a step that makes ``y``: operands, then tables."""
+        return (first, *(["residual"] if self.residual else []), *tables)
 
     def _pitch(self, positions: int) -> int:
         piece = PIECE_BYTES // ELEMENT_BYTES[self.element]
