@@ -75,7 +75,8 @@ def bench_package(
         raise InputError(f"{folder}: is no folder; give a package that `onnxopt optimize` has written")
     manifest = check_manifest(folder)
     plan = _read_plan(checked_file(folder, PLAN))
-    place = Path(against) if against is not None else _model_beside(folder, plan, manifest.source.sha256)
+    name = str(plan["model"].get("path", ""))
+    place = Path(against) if against is not None else model_beside(folder, name, manifest.source.sha256)
     original, optimised = read_model(place), read_model(portable_model(folder, "timing on a CPU"))
     check_interfaces(original, optimised)
     progress("timing the whole model")
@@ -151,9 +152,8 @@ def _portable_verdict(site: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else site
 
 
-def _model_beside(folder: Path, plan: dict[str, Any], sha256: str) -> Path:
-    """The original model, if it still lies beside the package under its old name."""
-    name = str(plan["model"].get("path", ""))
+def model_beside(folder: Path, name: str, sha256: str) -> Path:
+    """The original model, if it still lies beside the package under its old name; InputError where it does not."""
     place = Path(os.path.normpath(folder / ".." / Path(name).name))
     if not name or not place.is_file() or file_sha256(place) != sha256:
         raise InputError(

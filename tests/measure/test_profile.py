@@ -101,7 +101,7 @@ def test_results_become_records_that_the_planner_reads(model: Path, tmp_path: Pa
     second = tmp_path / "second"
     assert _profile(second, "--import", str(lines)).exit_code == 0
     assert stored_records(second / FILE_NAME) == stored_records(cache / FILE_NAME)
-    measured = api.inspect(model, target="sm_90", dtype="fp16", cache=cache).sites[0].planned["measured"]
+    measured = api.inspect(model, target="sm_90", kernel_dtype="fp16", cache=cache).sites[0].planned["measured"]
     assert measured is (RECORD.variant in [v.describe() for v in _variants()])
 
 
