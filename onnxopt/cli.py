@@ -21,7 +21,7 @@ from typer.core import TyperGroup
 from onnxopt.commands.machine import cache_app, doctor
 from onnxopt.commands.models import inspect, optimize, verify
 from onnxopt.commands.options import Settings
-from onnxopt.commands.packages import bench, build
+from onnxopt.commands.packages import bench, build, run
 from onnxopt.commands.profile import profile
 from onnxopt.commands.report import report
 from onnxopt.errors import InputError, MissingError, OnnxOptError
@@ -77,7 +77,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (inspect, optimize, verify, build, bench, report, profile, doctor):
+for _command in (inspect, optimize, verify, build, run, bench, report, profile, doctor):
     app.command()(_command)
 app.add_typer(cache_app, name="cache")
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from onnxopt.deploy.manifest import check_manifest, package_versions, write_manifest
-from onnxopt.deploy.rtx import BuildProgress, EngineInfo, build_engine
+from onnxopt.deploy import tensorrt
+from onnxopt.deploy.manifest import BuiltFor, check_manifest, package_versions, write_manifest
+from onnxopt.deploy.rtx import build_engine
+from onnxopt.deploy.tensorrt import TensorrtOptions
+from onnxopt.deploy.tensorrt_build import TENSORRT_RTX, BuildProgress, EngineInfo
 from onnxopt.errors import InputError
 from onnxopt.lower.compat import lower_for_parsers
 from onnxopt.model.read import read_model
 from onnxopt.package import RTX_ENGINE, portable_model
 from onnxopt.target import load_target
 
-Engine = Literal["rtx"]
-_ENGINES: Mapping[Engine, str] = {"rtx": "TensorRT-RTX"}
+Engine = Literal["rtx", "tensorrt"]
+Progress = Callable[[BuildProgress], None]
 
 
 def build(
@@ -24,36 +27,74 @@ def build(
     engine: Engine = "rtx",
     target: str | None = None,
     out: str | Path | None = None,
-    engine_progress: Callable[[BuildProgress], None] | None = None,
+    options: TensorrtOptions | None = None,
+    engine_progress: Progress | None = None,
 ) -> EngineInfo:
     """Build an engine from a package or from a model; into a package, it becomes part of its manifest.
 
-    A package is checked against its manifest first, and ``target`` defaults to the package's.
+    A package is checked against its manifest first, and ``target`` defaults to the package's. TensorRT builds for the
+    GPU of this machine, which ``target`` then has to be; ``options`` are for it, but for the batch, which
+    TensorRT-RTX takes too.
     """
     path = Path(source)
+    chosen = options or TensorrtOptions()
+    if engine == "rtx" and chosen != TensorrtOptions(batch=chosen.batch, cache=chosen.cache):
+        raise InputError("--way, --launcher, --timing-cache, --workspace-memory and --tf32 need --engine tensorrt")
     if path.is_dir():
-        return _build_in_package(path, engine, target, engine_progress)
+        into = _tensorrt_in_package if engine == "tensorrt" else _rtx_in_package
+        return into(path, target, chosen, engine_progress)
+    if engine == "tensorrt":
+        return _tensorrt_from_model(path, target, out, chosen, engine_progress)
     if target is None:
         raise InputError("--target is needed to build an engine from a model, for example --target sm_89")
-    chosen = _gpu_target(target)
     place = Path(out) if out is not None else path.with_suffix(".rtx.engine")
+    architecture = _gpu_target(target)
     proto = read_model(path)
     lower_for_parsers(proto)
-    return build_engine(proto, arch=chosen, out=place, progress=engine_progress)
+    return build_engine(proto, arch=architecture, out=place, progress=engine_progress, batch=chosen.batch)
 
 
-def _build_in_package(
-    folder: Path, engine: Engine, target: str | None, progress: Callable[[BuildProgress], None] | None
+def _tensorrt_from_model(
+    path: Path, target: str | None, out: str | Path | None, options: TensorrtOptions, progress: Progress | None
 ) -> EngineInfo:
-    manifest = check_manifest(folder)
-    chosen = _gpu_target(target or manifest.target)
-    model = portable_model(folder, f"an engine of {_ENGINES[engine]}")
-    info = build_engine(model, arch=chosen, out=folder / RTX_ENGINE, progress=progress)
-    files = sorted({entry.path for entry in manifest.files} | {RTX_ENGINE})
-    versions = {**manifest.versions, **package_versions(engine)}
-    engines = {entry.path: entry.target for entry in manifest.files} | {RTX_ENGINE: chosen}
+    architecture = None if target is None else _gpu_target(target)
+    place = Path(out) if out is not None else path.with_suffix(".tensorrt.engine")
+    proto = read_model(path)
+    lower_for_parsers(proto)
+    return tensorrt.build_engine(proto, str(path), place, options, target=architecture, progress=progress)
+
+
+def _tensorrt_in_package(
+    folder: Path, target: str | None, options: TensorrtOptions, progress: Progress | None
+) -> EngineInfo:
+    manifest = check_manifest(folder, besides=tensorrt.ENGINE)
+    way = tensorrt.chosen_way(folder, manifest, options.way)
+    # Standard operators run on any GPU, whichever one they were planned for.
+    planned = load_target(manifest.target).architecture if way != "portable" else None
+    architecture = planned if target is None else _gpu_target(target)
+    if planned is not None and architecture != planned:
+        raise InputError(
+            f"{folder}: its kernels are for {planned}, and {architecture} was asked for; optimise the original model "
+            f"with --target {architecture}, or use --way portable"
+        )
+    return tensorrt.build_in_package(folder, options, target=architecture, progress=progress)
+
+
+def _rtx_in_package(
+    folder: Path, target: str | None, options: TensorrtOptions, progress: Progress | None
+) -> EngineInfo:
+    manifest = check_manifest(folder, besides=RTX_ENGINE)
+    architecture = _gpu_target(target or manifest.target)
+    model = portable_model(folder, f"an engine of {TENSORRT_RTX.name}")
+    info = build_engine(model, arch=architecture, out=folder / RTX_ENGINE, progress=progress, batch=options.batch)
+    built = BuiltFor(architecture, library=f"{TENSORRT_RTX.module} {info.version}")
     write_manifest(
-        folder, target=manifest.target, versions=versions, source=manifest.source, files=files, engines=engines
+        folder,
+        target=manifest.target,
+        versions={**manifest.versions, **package_versions("rtx")},
+        source=manifest.source,
+        files={entry.path for entry in manifest.files} | {RTX_ENGINE},
+        engines={**manifest.engines, RTX_ENGINE: built},
     )
     return info
 

@@ -10,62 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeGuard
+from pathlib import Path
+from typing import BinaryIO
 
+from onnxopt.deploy.manifest_document import FILE_NAME as FILE_NAME
+from onnxopt.deploy.manifest_document import BuiltFor as BuiltFor
+from onnxopt.deploy.manifest_document import FileEntry as FileEntry
+from onnxopt.deploy.manifest_document import Manifest as Manifest
+from onnxopt.deploy.manifest_document import Source as Source
+from onnxopt.deploy.manifest_document import checked_path, document_of, parsed
 from onnxopt.errors import InputError
 from onnxopt.model.files import atomic_write, read_file
 
-SCHEMA = "onnxopt.manifest/1"
-FILE_NAME = "manifest.json"
-
 _MAX_BYTES = 4 << 20
-_MAX_FILES = 10_000
-_MAX_FILE_BYTES = 1 << 46
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_SCHEMA_FORM = re.compile(r"onnxopt\.manifest/([0-9]{1,9})")
 _ENGINE_PACKAGES = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """A file of a package: its path below the folder (with '/'), size in bytes, SHA-256 in hex.
-
-    ``target`` is the architecture that an engine was built for, empty for every other file.
-    """
-
-    path: str
-    bytes: int
-    sha256: str
-    target: str = ""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The model that a package was made from: SHA-256 of its file, and its opset."""
-
-    sha256: str
-    opset: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a package says about itself; ``files`` is sorted by path."""
-
-    target: str
-    versions: Mapping[str, str]
-    source: Source
-    files: tuple[FileEntry, ...]
-
-    def entry(self, path: str) -> FileEntry | None:
-        """The entry of a file, or None."""
-        return next((e for e in self.files if e.path == path), None)
 
 
 def package_versions(engine: str | None = None) -> dict[str, str]:
@@ -93,24 +54,22 @@ def write_manifest(
     versions: Mapping[str, str],
     source: Source,
     files: Iterable[str],
-    engines: Mapping[str, str] | None = None,
+    engines: Mapping[str, BuiltFor] | None = None,
 ) -> Manifest:
     """Hash the files (paths below ``folder``) and write ``manifest.json``, whole or not at all.
 
-    ``engines`` says for which architecture each engine among the files was built. Raises InputError for a path that
+    ``engines`` says what each engine among the files was built for. Raises InputError for a path that
     leaves the folder, a link, or a file that cannot be read.
     """
     folder = Path(folder)
     entries = []
     for name in sorted(set(files)):
-        _checked_path(name, "the list of files")
+        checked_path(name, "the list of files")
         with _opened(folder, name) as file:
             size, digest = _hashed(file)
-        entries.append(FileEntry(name, size, digest, (engines or {}).get(name, "")))
+        entries.append(FileEntry(name, size, digest, (engines or {}).get(name)))
     manifest = Manifest(target, dict(sorted(versions.items())), source, tuple(entries))
-    document = {"schema": SCHEMA, **asdict(manifest)}
-    document["files"] = [{k: v for k, v in asdict(entry).items() if v != ""} for entry in entries]
-    atomic_write(folder / FILE_NAME, (json.dumps(document, indent=2, ensure_ascii=True) + "\n").encode())
+    atomic_write(folder / FILE_NAME, (json.dumps(document_of(manifest), indent=2, ensure_ascii=True) + "\n").encode())
     return manifest
 
 
@@ -125,22 +84,41 @@ def read_manifest(folder: str | Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON ({error}); optimize the model again") from None
     try:
-        return _parsed(document)
+        return parsed(document)
     except InputError as error:
         raise InputError(f"{path}: {error}; optimize the model again, or get the package again") from None
 
 
-def check_manifest(folder: str | Path) -> Manifest:
+def check_manifest(folder: str | Path, besides: str = "") -> Manifest:
     """Read the manifest and compare every file that it lists; the manifest of an intact package.
 
-    Raises InputError naming the first file that is missing, a link, or of another size or SHA-256, with what
-    was found and what was expected.
+    ``besides`` is a file that is about to be written anew, and so may be anything. Raises InputError naming the first
+    file that is missing, a link, or of another size or SHA-256, with what was found and what was expected.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
     for entry in manifest.files:
-        _compare(folder, entry)
+        if entry.path != besides:
+            _compare(folder, entry)
     return manifest
+
+
+def copy_files(folder: str | Path, entries: Iterable[FileEntry], place: str | Path) -> None:
+    """Copy files of a package below another folder, each compared with the manifest as it is read.
+
+    What is run from there is what was compared, whatever happens to the package meanwhile. Raises InputError as
+    :func:`check_manifest` does; a file that does not agree is not left in ``place``.
+    """
+    for entry in entries:
+        target = Path(place) / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with _opened(Path(folder), entry.path) as file, target.open("xb") as copy:
+                size, digest = _hashed(file, copy)
+            _refuse_other(Path(folder), entry, size, digest)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
 
 
 def checked_file(folder: str | Path, path: str) -> Path:
@@ -171,6 +149,10 @@ def _compare(folder: Path, entry: FileEntry) -> None:
         # The size first: it costs nothing, and bounds what is hashed.
         size = os.fstat(file.fileno()).st_size
         digest = _hashed(file)[1] if size == entry.bytes else ""
+    _refuse_other(folder, entry, size, digest)
+
+
+def _refuse_other(folder: Path, entry: FileEntry, size: int, digest: str) -> None:
     if size != entry.bytes:
         found, expected = f"{size:,} bytes", f"{entry.bytes:,}"
     elif digest != entry.sha256:
@@ -208,101 +190,12 @@ def _opened(folder: Path, path: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _hashed(file: BinaryIO) -> tuple[int, str]:
+def _hashed(file: BinaryIO, copy: BinaryIO | None = None) -> tuple[int, str]:
     digest = hashlib.sha256()
     size = 0
     while block := file.read(1 << 20):
         digest.update(block)
         size += len(block)
+        if copy is not None:
+            copy.write(block)
     return size, digest.hexdigest()
-
-
-def _parsed(document: Any) -> Manifest:
-    if not isinstance(document, dict):
-        raise InputError("a manifest is a JSON object")
-    _check_schema(document.get("schema"))
-    target = _text(document.get("target"), "target")
-    versions = document.get("versions")
-    if not isinstance(versions, dict) or len(versions) > 100:
-        raise InputError("field 'versions' is not an object of up to 100 versions")
-    source = document.get("source")
-    opset = source.get("opset") if isinstance(source, dict) else None
-    if not isinstance(source, dict) or not _is_size(opset, 1000):
-        raise InputError("field 'source' is not an object with 'sha256' and 'opset'")
-    files = document.get("files")
-    if not isinstance(files, list) or len(files) > _MAX_FILES:
-        raise InputError(f"field 'files' is not a list of up to {_MAX_FILES:,} files")
-    entries = tuple(sorted((_parsed_file(entry) for entry in files), key=lambda e: e.path))
-    for first, second in pairwise(entries):
-        if first.path == second.path:
-            raise InputError(f"field 'files' lists '{first.path}' twice")
-    return Manifest(
-        target,
-        {_text(k, "versions"): _text(v, f"versions.{k}") for k, v in versions.items()},
-        Source(_digest(source.get("sha256"), "source.sha256"), int(opset)),
-        entries,
-    )
-
-
-def _check_schema(schema: Any) -> None:
-    if schema == SCHEMA:
-        return
-    form = _SCHEMA_FORM.fullmatch(schema) if isinstance(schema, str) else None
-    if form and int(form[1]) > int(SCHEMA.rpartition("/")[2]):
-        raise InputError(
-            f"the schema is '{schema}' and this version reads '{SCHEMA}': it was written by a newer version "
-            "of onnxopt; upgrade with `pip install --upgrade onnxopt`"
-        )
-    raise InputError(f"field 'schema' is {_shown(schema)}; this version reads '{SCHEMA}'")
-
-
-def _parsed_file(entry: Any) -> FileEntry:
-    if not isinstance(entry, dict):
-        raise InputError(f"field 'files' has the entry {_shown(entry)}; a file is an object")
-    path = _checked_path(entry.get("path"), "field 'files'")
-    size = entry.get("bytes")
-    if not _is_size(size, _MAX_FILE_BYTES):
-        raise InputError(f"'{path}' has the size {_shown(size)}; allowed: 0 to {_MAX_FILE_BYTES:,} bytes")
-    built_for = _text(entry["target"], f"target of '{path}'") if "target" in entry else ""
-    return FileEntry(path, size, _digest(entry.get("sha256"), f"files: '{path}'"), built_for)
-
-
-def _checked_path(path: Any, where: str) -> str:
-    """A plain relative path that stays in the folder."""
-    plain = (
-        isinstance(path, str)
-        and 0 < len(path) <= 1000
-        and path.isprintable()
-        and "\\" not in path
-        and ".." not in path.split("/")
-        and not path.startswith("/")
-        and str(PurePosixPath(path)) == path
-        and path not in (".", FILE_NAME)
-    )
-    if not plain:
-        raise InputError(
-            f"{where} names {_shown(path)}; allowed: a plain path below the folder, without '..', other than "
-            f"{FILE_NAME}"
-        )
-    return str(path)
-
-
-def _is_size(value: Any, limit: int) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limit
-
-
-def _digest(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise InputError(f"{where} has the SHA-256 {_shown(value)}; allowed: 64 lower-case hexadecimal digits")
-    return value
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
-        raise InputError(f"field '{where}' is {_shown(value)}; allowed: a text of 1 to 200 characters")
-    return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -7,6 +7,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxopt.deploy.tensorrt_cache import FOLDER as TIMINGS_FOLDER
+from onnxopt.deploy.tensorrt_cache import SUFFIX as TIMINGS_SUFFIX
+from onnxopt.deploy.tensorrt_cache import timings_fault
 from onnxopt.emulate.build import is_intact
 from onnxopt.errors import InputError
 from onnxopt.kernels.cache import FOLDER as KERNEL_FOLDER
@@ -45,6 +48,8 @@ def list_cache(folder: Path) -> list[CacheFile]:
     """
     found = [_describe(path, kind) for path, kind in _files(folder)]
     plans, kernels, programs = _plans(folder), entry_documents(folder), _programs(folder)
+    timings = _timings(folder)
+    found += [_describe_timings(folder, timings)] if timings else []
     found += [_describe_plans(folder, plans)] if plans else []
     found += [_describe_kernels(folder, kernels)] if kernels else []
     return [*found, _describe_programs(folder, programs)] if programs else found
@@ -68,7 +73,7 @@ def clear_cache(folder: Path) -> list[Path]:
     own = [path for path, _ in _files(folder)]
     beside = [path.with_name(path.name + end) for path in own for end in _COMPANIONS if path.name == TILE_RECORDS]
     own += [path for path in beside if path.is_file()]
-    for path in [*own, *_plans(folder), *cache_files(folder), *_programs(folder)]:
+    for path in [*own, *_plans(folder), *cache_files(folder), *_programs(folder), *_timings(folder)]:
         try:
             path.unlink()
         except OSError as error:
@@ -76,7 +81,7 @@ def clear_cache(folder: Path) -> list[Path]:
                 f"cannot delete {path}: {error.strerror or error}; correct the permissions of {folder}"
             ) from error
         removed.append(path)
-    for name in (PLAN_FOLDER, KERNEL_FOLDER, EMULATED):
+    for name in (PLAN_FOLDER, KERNEL_FOLDER, EMULATED, TIMINGS_FOLDER):
         with suppress(OSError):
             (folder / name).rmdir()
     return removed
@@ -107,6 +112,22 @@ def _programs(folder: Path) -> list[Path]:
     if place.is_symlink() or not place.is_dir():
         return []
     return sorted(path for pattern in _PROGRAMS for path in place.glob(pattern) if not path.is_dir())
+
+
+def _timings(folder: Path) -> list[Path]:
+    place = folder / TIMINGS_FOLDER
+    if place.is_symlink() or not place.is_dir():
+        return []
+    return sorted(path for path in place.glob(f"*{TIMINGS_SUFFIX}") if not path.is_dir())
+
+
+def _describe_timings(folder: Path, timings: list[Path]) -> CacheFile:
+    """The timing caches of all versions of TensorRT and all GPUs as one entry."""
+    faults = {path: timings_fault(path) for path in timings}
+    problems = tuple(LineProblem(0, f"{path.name}: {fault}") for path, fault in faults.items() if fault)
+    size = sum(path.lstat().st_size for path in timings)
+    place = folder / TIMINGS_FOLDER
+    return CacheFile(place, "timings of TensorRT", size, len(timings) - len(problems), problems)
 
 
 def _describe(path: Path, kind: str) -> CacheFile:

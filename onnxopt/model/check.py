@@ -15,6 +15,8 @@ from onnxopt.model.tensors import MAX_RANK, node_label, type_bits
 
 MIN_OPSET, MAX_OPSET = 13, 23
 MIN_IR, MAX_IR = 3, 13
+# The domain of our own operators, and the version of it that is written and read.
+OWN_DOMAIN, OWN_VERSION = "onnxopt", 1
 _STATIC = "export it again with static shapes; only the first dimension, the batch, may stay symbolic"
 
 
@@ -49,6 +51,12 @@ def check_versions(model: onnx.ModelProto) -> None:
     _check_opset("the model", model.opset_import, required=True)
     for function in model.functions:
         _check_opset(f"function {function.name!r}", function.opset_import, required=False)
+    newest = max((entry.version for entry in model.opset_import if entry.domain == OWN_DOMAIN), default=OWN_VERSION)
+    if newest > OWN_VERSION:
+        raise InputError(
+            f"the model was optimised by a newer version of onnxopt: it uses version {newest} of the domain "
+            f"'{OWN_DOMAIN}', and this one knows version {OWN_VERSION}; upgrade with `pip install --upgrade onnxopt`"
+        )
 
 
 def check_nodes(model: onnx.ModelProto) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from onnxopt.deploy.manifest import (
     FILE_NAME,
+    BuiltFor,
     Manifest,
     Source,
     check_manifest,
     checked_file,
+    copy_files,
     file_sha256,
     package_versions,
     read_manifest,
@@ -218,3 +220,63 @@ def test_a_file_is_hashed(tmp_path: Path) -> None:
     assert file_sha256(path) == hashlib.sha256(b"content").hexdigest()
     with pytest.raises(InputError, match="cannot read"):
         file_sha256(tmp_path / "none")
+
+
+def test_an_engine_says_what_it_was_built_for(tmp_path: Path) -> None:
+    _package(tmp_path)
+    built = BuiltFor("sm_90", "NVIDIA H200", "CUDA 13.0", "tensorrt 10.13.3.9", "aot")
+    manifest = write_manifest(
+        tmp_path,
+        target="sm_90",
+        versions={},
+        source=_SOURCE,
+        files=["model.engine", "kernels/k.cubin"],
+        engines={"model.engine": built},
+    )
+    assert read_manifest(tmp_path) == manifest
+    assert manifest.engines == {"model.engine": built}
+    entry = _document(tmp_path)["files"][1]
+    assert (entry["target"], entry["gpu"], entry["library"]) == ("sm_90", "NVIDIA H200", "tensorrt 10.13.3.9")
+    assert "tf32" not in entry
+    document = _document(tmp_path)
+    document["files"][1]["gpu"] = ["NVIDIA"]
+    _rewrite(tmp_path, document)
+    with pytest.raises(InputError, match="field 'gpu of 'model.engine''"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("found", ["0.1.1", "1", "0.2.0.dev1", "99999.0"])
+def test_what_a_newer_version_wrote_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    monkeypatch.setattr("onnxopt.__version__", "0.1.0")
+    _package(tmp_path)
+    _rewrite(tmp_path, _document(tmp_path) | {"versions": {"onnxopt": found}})
+    with pytest.raises(InputError, match=rf"written by onnxopt '{found}' and this is 0.1.0; upgrade with"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("found", ["0.1.0", "0.1", "0.0.9", "unknown"])
+def test_what_this_version_or_an_older_one_wrote_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: str
+) -> None:
+    monkeypatch.setattr("onnxopt.__version__", "0.1.0")
+    _package(tmp_path)
+    _rewrite(tmp_path, _document(tmp_path) | {"versions": {"onnxopt": found}})
+    assert read_manifest(tmp_path).versions["onnxopt"] == found
+
+
+def test_a_file_that_is_written_anew_may_be_anything(tmp_path: Path) -> None:
+    _package(tmp_path)
+    (tmp_path / "model.engine").write_bytes(b"half")
+    check_manifest(tmp_path, besides="model.engine")
+    with pytest.raises(InputError, match="found 4 bytes"):
+        check_manifest(tmp_path, besides="kernels/k.cubin")
+
+
+def test_copies_are_what_was_compared(tmp_path: Path) -> None:
+    manifest = _package(tmp_path / "p")
+    copy_files(tmp_path / "p", manifest.files, tmp_path / "copy")
+    assert (tmp_path / "copy" / "kernels" / "k.cubin").read_bytes() == b"cubin"
+    (tmp_path / "p" / "kernels" / "k.cubin").write_bytes(b"CUBIN")
+    with pytest.raises(InputError, match="found SHA-256"):
+        copy_files(tmp_path / "p", manifest.files, tmp_path / "again")
+    assert not (tmp_path / "again" / "kernels" / "k.cubin").exists()

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.deploy import rtx
 from onnxopt.deploy.operators import foreign_nodes
-from onnxopt.deploy.rtx import BuildProgress, build_engine
+from onnxopt.deploy.rtx import build_engine
+from onnxopt.deploy.tensorrt_build import BatchRange, BuildProgress
 from onnxopt.errors import InputError, MissingError
 from onnxopt.lower.compat import lower_for_parsers
 
@@ -64,9 +65,15 @@ def test_an_engine_is_built_and_described(tmp_path: Path) -> None:
 def test_a_dynamic_batch_gets_a_range_and_a_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(_model(shape=("n", 4, 8, 8)), path)
-    info = build_engine(path, arch="sm_120", out=tmp_path / "m.engine", max_batch=4)
+    info = build_engine(path, arch="sm_120", out=tmp_path / "m.engine", batch=BatchRange(1, 2, 4))
     assert info.max_batch == 4
     assert info.inputs[0].shape == (-1, 4, 8, 8)
+
+
+def test_a_batch_for_a_model_with_a_fixed_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rtx, "find_spec", lambda name: object())
+    with pytest.raises(InputError, match="'small' has a fixed batch; leave out --batch"):
+        build_engine(_model(), arch="sm_89", out=tmp_path / "e", batch=BatchRange())
 
 
 @needs_rtx
@@ -142,7 +149,7 @@ def test_nodes_that_are_not_standard_never_reach_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operator: str, domain: str
 ) -> None:
     monkeypatch.setattr(rtx, "find_spec", lambda name: object())
-    monkeypatch.setattr(rtx, "run_child", lambda *a: pytest.fail("the model was handed over"))
+    monkeypatch.setattr(rtx, "run_worker", lambda *a: pytest.fail("the model was handed over"))
     with pytest.raises(InputError, match=rf"'last' \({domain}.*{operator}\).*portable form"):
         build_engine(_model(operator, domain), arch="sm_89", out=tmp_path / "e")
 
