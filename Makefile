@@ -49,8 +49,8 @@ bench: $(READY)
 
 # Everything that waits for a GPU: kernels against float64, tile times into the tuning records, our attention beside
 # PyTorch's where it is installed, and MODELS as a whole, for which HOST needs PyTorch, NumPy and cuda-bindings.
-# Convolutions of CONV_MODELS are measured by our kernels, those of ALGORITHM_MODELS by each algorithm, layer by layer.
-# RESULTS receives the figures.
+# Convolutions of CONV_MODELS are measured by our kernels, those of ALGORITHM_MODELS by each algorithm, layer by layer, and
+# then as whole models, in which the choice of algorithms knows the layers' times. RESULTS receives the figures.
 RESULTS ?= build/gpu-results
 HOST ?= $(BIN)/python
 CONV_LAYERS = $(CONV_MODELS) $(if $(ALGORITHM_MODELS),--algorithms $(ALGORITHM_MODELS))
@@ -74,12 +74,17 @@ ifneq ($(CONV_MODELS)$(ALGORITHM_MODELS),)
 endif
 ifdef ALGORITHM_MODELS
 	$(BIN)/onnxopt profile --import $(RESULTS)/convolutions.jsonl
+	rm -rf build/gpu-algorithms
+	$(BIN)/python -m benchmarks.whole_model_gpu_job --algorithms $(ALGORITHM_MODELS) --out build/gpu-algorithms --target auto
+	$(HOST) build/gpu-algorithms/whole_model.py --out $(RESULTS)/algorithms.jsonl
 endif
 
 # The same for a GPU in another machine (TARGET names it), which then needs NumPy and cuda-bindings only. There:
 #   python build/gpu-job/tiles/run.py --out tiles.jsonl; python build/gpu-job/attention_gpu.py build/gpu-job/sites
 # and, where MODELS were named and PyTorch is installed: python build/gpu-job/models/whole_model.py
 # and, where CONV_MODELS or ALGORITHM_MODELS were: python build/gpu-job/conv/conv_gpu.py
+# and for each of ALGORITHM_MODELS: python build/gpu-job/algorithms/MODEL/whole_model.py. Its choice knows measured times
+# where `onnxopt profile --import` has read those of the layers before the job is made.
 TARGET ?= sm_90
 gpu-job: $(READY)
 	rm -rf build/gpu-job
@@ -91,6 +96,11 @@ ifdef MODELS
 endif
 ifneq ($(CONV_MODELS)$(ALGORITHM_MODELS),)
 	$(BIN)/python -m benchmarks.conv_gpu_job $(CONV_LAYERS) --out build/gpu-job/conv --target $(TARGET)
+endif
+ifdef ALGORITHM_MODELS
+	for model in $(ALGORITHM_MODELS); do \
+	  $(BIN)/python -m benchmarks.whole_model_gpu_job --algorithms $$model --target $(TARGET) \
+	    --out build/gpu-job/algorithms/$$(basename $$model .onnx) || exit 1; done
 endif
 
 clean:

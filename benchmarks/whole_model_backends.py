@@ -144,19 +144,22 @@ class NumpyBackend:
 
 
 class TorchBackend:
-    """PyTorch, eager: one or more kernels an operator; reshapes, transposes and slices are views where they can be."""
+    """PyTorch, eager: one or more kernels an operator; reshapes, transposes and slices are views where they can be.
+
+    With ``last`` convolutions compute channels last, and what follows them keeps that order.
+    """
 
     name = "torch"
 
-    def __init__(self, torch: Any, dtype: str, device: str) -> None:
-        self.xp, self.torch, self.nn = torch, torch, torch.nn.functional
+    def __init__(self, torch: Any, dtype: str, device: str, *, last: bool = False) -> None:
+        self.xp, self.torch, self.nn, self.last = torch, torch, torch.nn.functional, last
         self.device, self.float = device, torch.float16 if dtype == "fp16" else torch.float32
 
     def tensor(self, array: Array, *, exact: bool = False) -> Any:
         """As :meth:`NumpyBackend.tensor`, on the device."""
         plain = np.array(array)
         kept = self.torch.from_numpy(plain.view(np.int16) if plain.dtype == np.uint16 else plain)
-        return kept.to(self.device, None if exact or not kept.is_floating_point() else self.float)
+        return self._ordered(kept.to(self.device, None if exact or not kept.is_floating_point() else self.float))
 
     def numpy(self, x: Any) -> Array:
         array: Array = x.detach().cpu().numpy()
@@ -245,7 +248,7 @@ class TorchBackend:
     def conv(self, x: Any, w: Any, bias: Any, **geometry: Any) -> Any:
         x, pads = self._padded(x, geometry["pads"], 0.0)
         function = (self.nn.conv1d, self.nn.conv2d, self.nn.conv3d)[w.dim() - 3]
-        return function(x, w, bias, geometry["strides"], pads, geometry["dilations"], geometry["group"])
+        return function(self._ordered(x), w, bias, geometry["strides"], pads, geometry["dilations"], geometry["group"])
 
     def max_pool(self, x: Any, **geometry: Any) -> Any:
         x, pads = self._padded(x, geometry["pads"], float("-inf"))
@@ -259,6 +262,10 @@ class TorchBackend:
         if prod(geometry["dilations"]) != 1 or pads[: len(pads) // 2] != pads[len(pads) // 2 :]:
             raise ValueError(f"an average pool with pads {pads} and dilations {geometry['dilations']}")
         return function(x, kernel, strides, pads[: len(pads) // 2], geometry["ceil"], geometry["count_padding"])
+
+    def _ordered(self, x: Any) -> Any:
+        """Where channels are to lie last, an image or its weights so; nothing is copied that lies so already."""
+        return x.contiguous(memory_format=self.torch.channels_last) if self.last and x.dim() == 4 else x
 
     def _padded(self, x: Any, pads: Sequence[int], value: float) -> tuple[Any, Sequence[int]]:
         """The tensor, and the pads that are the same in front and behind; others are written out first."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from onnxopt.errors import InputError, MissingError
 from onnxopt.measure.job.device import Gpu, Launch
+from onnxopt.validate.reference_algorithms import STEPS, step_output
 from onnxopt.validate.reference_attention import merge_attention, sparse_attention
 from onnxopt.validate.reference_block import conv_block
 from onnxopt.validate.reference_conv import group_conv, sum_conv
@@ -43,12 +44,18 @@ def _block(kernel: Attributes, given: Mapping[str, Array], tables: Mapping[str, 
     return (conv_block(kernel, tables, given["x"], given.get("residual"), np.float32),)
 
 
+def _step(operator: str) -> Reference:
+    """A step of a convolution algorithm."""
+    return lambda kernel, given, tables: (step_output(operator, kernel, {**given, **tables}, np.float32),)
+
+
 REFERENCES: Mapping[str, Reference] = {
     "SparseAttention": _attention,
     "MergeAttention": _merge,
     "GroupConv": _convolution,
     "SumConv": _sum,
     "ConvBlock": _block,
+    **{operator: _step(operator) for operator in STEPS},
 }
 """What each kind of operator computes, for runs without a GPU."""
 

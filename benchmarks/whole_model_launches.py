@@ -19,6 +19,8 @@ from onnx import FunctionProto, ModelProto, NodeProto
 from benchmarks.whole_model_program import LAUNCH, TABLE, Array, Node
 from benchmarks.whole_model_translation import Translation, label
 from onnxopt.errors import InputError
+from onnxopt.kernels.algorithm_launch import algorithm_launch, algorithm_parameters
+from onnxopt.kernels.algorithm_source import ALGORITHM_FILES
 from onnxopt.kernels.arguments import Launch
 from onnxopt.kernels.block_source import conv_block_launch, conv_block_parameters
 from onnxopt.kernels.compilation import CompiledKernel
@@ -32,7 +34,7 @@ Tables = Mapping[str, Array]
 
 _HOST_TYPES = {"fp16": "float16", "tf32": "float32", "fp32": "float32"}
 # Tensors that have these types whatever the kernel computes in.
-_FIXED_TYPES = {"partial": "float32", "lse": "float32", "weight": "float32"}
+_FIXED_TYPES = dict.fromkeys(("partial", "products", "lse", "weight"), "float32")
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,21 @@ class Kind:
     launch: Callable[[Configuration, Tables, int, ResourceReport], Launch]
 
 
+def _step(operator: str) -> Kind:
+    """A step of a convolution algorithm."""
+    return Kind(
+        lambda kernel: algorithm_parameters(operator, kernel),
+        lambda kernel, tables, batch, report: algorithm_launch(operator, kernel, batch, report),
+    )
+
+
 KINDS: Mapping[str, Kind] = {
     "SparseAttention": Kind(parameter_names, lambda k, t, batch, r: attention_launch(k, len(t["jobs"]), batch, r)),
     "MergeAttention": Kind(lambda k: MERGE_PARAMETERS, lambda k, t, batch, r: merge_launch(len(t["merges"]), batch)),
     "GroupConv": Kind(group_conv_parameters, lambda k, t, batch, r: group_conv_launch(k, len(t["jobs"]), batch, r)),
     "SumConv": Kind(sum_conv_parameters, lambda k, t, batch, r: sum_conv_launch(k, batch)),
     "ConvBlock": Kind(conv_block_parameters, lambda k, t, batch, r: conv_block_launch(k, len(t["jobs"]), batch, r)),
+    **{operator: _step(operator) for operator in ALGORITHM_FILES},
 }
 """Every kind of operator that a host can launch."""
 

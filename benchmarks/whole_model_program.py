@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.whole_model_weights import Recipe, WeightMaker
 from onnxopt.errors import InputError
 
 Array = npt.NDArray[Any]
@@ -49,12 +50,16 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Nodes in topological order, the constants they read, and the tensors that go in and come out."""
+    """Nodes in topological order, the constants they read, and the tensors that go in and come out.
+
+    Constants with a recipe are made where the program is read.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array] = field(repr=False)
+    recipes: Mapping[str, Recipe] = field(default_factory=dict, repr=False)
 
     def node_of(self, tensor: str) -> Node | None:
         """What makes a tensor; None for inputs and constants."""
@@ -70,7 +75,8 @@ def pruned(program: Program, keep: Iterable[str] = ()) -> Program:
             nodes.append(node)
             wanted.update(node.reads())
     constants = {name: array for name, array in program.constants.items() if name in wanted}
-    return Program(program.inputs, program.outputs, tuple(reversed(nodes)), constants)
+    recipes = {name: recipe for name, recipe in program.recipes.items() if name in wanted}
+    return replace(program, nodes=tuple(reversed(nodes)), constants=constants, recipes=recipes)
 
 
 def write_program(program: Program, folder: Path, name: str, dtype: str) -> None:
@@ -80,9 +86,12 @@ def write_program(program: Program, folder: Path, name: str, dtype: str) -> None
     as converters of models do: masks made of -1e9 stay finite.
     """
     (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
-    files = {key: _stored(folder, key, array, dtype) for key, array in program.constants.items()}
+    files = {
+        key: program.recipes.get(key) or _stored(folder, key, array, dtype) for key, array in program.constants.items()
+    }
     document = {
         "schema": SCHEMA,
+        "dtype": dtype,
         "inputs": program.inputs,
         "outputs": program.outputs,
         "constants": files,
@@ -96,8 +105,11 @@ def write_program(program: Program, folder: Path, name: str, dtype: str) -> None
     path.write_text(json.dumps(document, sort_keys=True) + "\n")
 
 
-def read_program(folder: Path, name: str) -> Program:
-    """What :func:`write_program` wrote; raises InputError where it is something else."""
+def read_program(folder: Path, name: str, maker: WeightMaker | None = None) -> Program:
+    """What :func:`write_program` wrote; raises InputError where it is something else.
+
+    ``maker`` makes the constants that have a recipe; one for several programs draws equal ones once.
+    """
     path = folder / name
     try:
         document = json.loads(path.read_text())
@@ -107,7 +119,7 @@ def read_program(folder: Path, name: str) -> Program:
             Node(n["op"], n["name"], tuple(n["inputs"]), tuple(n["outputs"]), n["attributes"])
             for n in document["nodes"]
         )
-        constants = {key: _loaded(folder, file) for key, file in document["constants"].items()}
+        constants = _constants(folder, document, maker or WeightMaker())
         return Program(tuple(document["inputs"]), tuple(document["outputs"]), nodes, constants)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; name a folder made by whole_model_gpu_job") from None
@@ -144,6 +156,21 @@ def _stored(folder: Path, key: str, array: Array, dtype: str) -> str:
     if not (folder / file).exists():
         np.save(folder / file, plain, allow_pickle=False)
     return file
+
+
+def _constants(folder: Path, document: Mapping[str, Any], maker: WeightMaker) -> dict[str, Array]:
+    """In the order of the document; recipes need the tables that are there as files."""
+    given: Mapping[str, Any] = document["constants"]
+    loaded = {key: _loaded(folder, file) for key, file in given.items() if isinstance(file, str)}
+    found = {}
+    for key, recipe in given.items():
+        if key in loaded:
+            found[key] = loaded[key]
+        elif "drawn" in recipe:
+            found[key] = for_host(maker.drawn(recipe), document["dtype"])
+        else:
+            found[key] = maker.packed(recipe, {name: loaded[table] for name, table in recipe["tables"].items()})
+    return found
 
 
 def _loaded(folder: Path, file: str) -> Array:

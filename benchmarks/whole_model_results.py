@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+_OTHERS = ("ceiling", "sdpa")
+
 
 def concluded(result: dict[str, Any]) -> dict[str, Any]:
     """The result with its verdict; versions that are not ours may fail without failing ours."""
@@ -12,7 +14,7 @@ def concluded(result: dict[str, Any]) -> dict[str, Any]:
         f"{name}: {check['problem']}"
         for checks in ("checks", "replay_checks")
         for name, check in result.get(checks, {}).items()
-        if name in ("original", "ours") and not check["passed"]
+        if name not in _OTHERS and not check["passed"]
     ]
     result["passed"] = not problems
     if problems:
@@ -26,7 +28,7 @@ def shown(result: Mapping[str, Any]) -> str:
     head = f"{result['name']}: "
     if not result["passed"]:
         return f"{head}FAILED: {result['problem']}"
-    lines = [head + rewritten(sites)]
+    lines = [head + (_layers(result) if "algorithms" in result else rewritten(sites))]
     for name, check in result["checks"].items():
         error = f", error {check['max_error']:.2g}" if "max_error" in check else ""
         lines.append(f"  {name}: {result['launches'][name]['operators']} operators{error}" + _failed(check))
@@ -34,8 +36,35 @@ def shown(result: Mapping[str, Any]) -> str:
         own = {name: values[state]["median_us"] for name, values in result.get("times", {}).items()}
         if own:
             lines.append(f"  {state} cache: " + ", ".join(f"{name} {us:.1f} us" for name, us in own.items()))
-            lines.append("    " + ", ".join(_ratios(own)))
+            lines += _by_algorithm(result, own) if "algorithms" in result else ["    " + ", ".join(_ratios(own))]
     return "\n".join(lines)
+
+
+def chosen(version: Mapping[str, Any]) -> str:
+    """How many layers of a version each algorithm has, and which version it is the same as."""
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(version["layers"].items()))
+    return counts + (f"; as {version['same']}" if version["same"] else "")
+
+
+def _layers(result: Mapping[str, Any]) -> str:
+    return f"{sum(site['found'] for site in result['sites'].values())} layers by each algorithm"
+
+
+def _by_algorithm(result: Mapping[str, Any], times_us: Mapping[str, float]) -> list[str]:
+    """Of every version the time, how it compares with the original, and the share of the bound that it reaches."""
+    lines = [f"    the convolutions' bound: {result['bound_us']:.1f} us"]
+    names = sorted(result["algorithms"], key=lambda name: (not name.startswith("choice"), name))
+    for name in ("original", "original, channels last", *names):
+        version = result["algorithms"].get(name)
+        us = times_us.get((version["same"] if version else None) or name)
+        if us is None:
+            continue
+        layers = f" ({chosen(version)})" if version else ""
+        ratio, share = times_us["original"] / us, result["bound_us"] / us
+        lines.append(
+            f"    {name}: {us:.1f} us, {ratio:.2f} times as fast as the original, {share:.0%} of the bound{layers}"
+        )
+    return lines
 
 
 def rewritten(sites: Mapping[str, Mapping[str, int]]) -> str:

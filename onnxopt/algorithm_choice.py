@@ -50,10 +50,14 @@ _MOST_MEGABYTES = 1 << 30
 
 @dataclass(frozen=True)
 class AlgorithmSettings:
-    """What a choice of algorithms may use: bytes of workspace and constants (None: any), and whether Winograd."""
+    """What a choice of algorithms may use: bytes of workspace and constants (None: any), and whether Winograd.
+
+    With ``among`` a layer that any of these algorithms computes has one of them, every other one is kept.
+    """
 
     budget: int | None = None
     winograd: bool = False
+    among: tuple[str, ...] | None = None
 
 
 def algorithm_settings(wanted: bool, workspace: float | None, winograd: bool) -> AlgorithmSettings | None:
@@ -97,7 +101,8 @@ class AlgorithmPlan:
     """The choice for a model's convolutions, proved, beside simpler ones.
 
     ``kept_us`` is what keeping every dense convolution takes. ``single`` has for each algorithm what using it wherever
-    it computes a layer and fits the budget takes, all others being kept. ``batch`` is that of all times and bytes.
+    it computes a layer and fits the budget takes, all others being kept. ``batch`` is that of all times and bytes; with
+    ``symbolic`` it stands for a batch that the model leaves open.
     """
 
     settings: AlgorithmSettings
@@ -107,6 +112,7 @@ class AlgorithmPlan:
     choice: Choice
     kept_us: float
     single: Mapping[str, float] = field(default_factory=dict)
+    symbolic: bool = False
 
     @property
     def best_single(self) -> tuple[str, float]:
@@ -134,15 +140,32 @@ def plan_algorithms(
         [report.id for _, report in sites],
         partial(conversion_us, element=element, gpu=kernels.gpu),
     )
-    choice = choose_algorithms(network, settings.budget)
-    validate_choice(network, choice, settings.budget)
+    choice = _chosen(network, settings)
     single: dict[str, float] = {}
     for name in (IMPLICIT_GEMM, *ALGORITHMS):
         if any(option.algorithm == name for layer in network.layers for option in layer.options):
             found = _alone(network, name, settings.budget)
             single |= {} if found is None else {name: found}
-    kept = choose_algorithms(_restricted(network, KEEP))
-    return AlgorithmPlan(settings, element, _batch(graph, sites), network, choice, kept.microseconds, single)
+    kept = choose_algorithms(_restricted(network, (KEEP,)))
+    return AlgorithmPlan(
+        settings,
+        element,
+        _batch(graph, sites),
+        network,
+        choice,
+        kept.microseconds,
+        single,
+        symbolic_batch(planning.judge.model),
+    )
+
+
+def _chosen(network: Network, settings: AlgorithmSettings) -> Choice:
+    """The proved choice, by the numbers of the network's own options."""
+    allowed = network if settings.among is None else _restricted(network, settings.among)
+    choice = choose_algorithms(allowed, settings.budget)
+    validate_choice(allowed, choice, settings.budget)
+    own = choice.options(allowed)
+    return replace(choice, chosen=tuple(layer.options.index(own[layer.id]) for layer in network.layers))
 
 
 def _batch(graph: Graph, sites: Sequence[tuple[ConvSite, SiteReport]]) -> int:
@@ -153,19 +176,19 @@ def _batch(graph: Graph, sites: Sequence[tuple[ConvSite, SiteReport]]) -> int:
 
 def _alone(network: Network, name: str, budget: int | None) -> float | None:
     """The time with one algorithm wherever it computes a layer; None where that breaks the budget."""
-    part = _restricted(network, name)
+    part = _restricted(network, (name,))
     try:
         return choose_algorithms(part, budget).microseconds
     except InputError:
         return None
 
 
-def _restricted(network: Network, name: str) -> Network:
-    """The network in which every layer has the options of one algorithm alone, or else is kept."""
+def _restricted(network: Network, names: Sequence[str]) -> Network:
+    """The network in which every layer has the options of some algorithms alone, or else is kept."""
 
     def own(layer: Layer) -> Layer:
-        for wanted in (name, KEEP):
-            if found := tuple(option for option in layer.options if option.algorithm == wanted):
+        for wanted in (names, (KEEP,)):
+            if found := tuple(option for option in layer.options if option.algorithm in wanted):
                 return replace(layer, options=found)
         return layer
 

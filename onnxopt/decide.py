@@ -80,9 +80,13 @@ class ConvSource:
 
 @dataclass(frozen=True)
 class AlgorithmSource:
-    """What a convolution as steps of an algorithm was written from: its work, and the steps with their constants."""
+    """What a convolution as steps of an algorithm was written from: its work, and the steps with their constants.
+
+    ``site`` and ``fusion`` are there to write it by another algorithm.
+    """
 
     site: ConvSite
+    fusion: ConvFusion
     work: ConvWork
     algorithm: str
     steps: tuple[StepTables, ...]

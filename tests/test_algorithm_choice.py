@@ -114,6 +114,18 @@ def test_totals_are_those_of_restricted_choices() -> None:
     assert any("every dense layer kept" in line for line in summary(none))
 
 
+def test_a_choice_among_some_algorithms_keeps_what_they_do_not_compute() -> None:
+    plan = plan_of(mixed_model(), "fp16", AlgorithmSettings(among=("im2col", "direct")))
+    chosen = [plan.choice.options(plan.network)[layer.id] for layer in plan.network.layers]
+    fastest = min(
+        (o for o in plan.network.layers[0].options if o.algorithm in ("im2col", "direct")), key=lambda o: o.microseconds
+    )
+    assert [option.algorithm for option in chosen] == [fastest.algorithm, KEEP, KEEP, fastest.algorithm]
+    # The network still has all options, beside which the forced ones are shown.
+    assert KEEP in {option.algorithm for option in plan.network.layers[0].options}
+    assert plan.choice.microseconds > plan.kept_us
+
+
 def test_a_model_of_another_type_is_kept() -> None:
     from onnxopt.verification.widen import widen
 
@@ -130,6 +142,13 @@ def test_times_are_said_for_the_batch_that_they_are_of() -> None:
     plan = plan_of(model)
     assert plan.batch == 8
     assert "for a batch of 8:" in summary(plan)[0]
+    assert "symbolic" not in algorithm_section(algorithm_document(plan))
+
+
+def test_a_batch_that_stands_for_a_symbolic_one_is_said() -> None:
+    plan = plan_of(two_layers(batch=None))
+    assert "for a batch of 2, which stands for the model's symbolic one: " in summary(plan)[0]
+    assert "batch 2, which stands for the model's symbolic one" in algorithm_section(algorithm_document(plan))
 
 
 def test_settings_are_checked() -> None:
@@ -169,7 +188,14 @@ def optimized(
     model = model or two_layers()
     onnx.save(model, path)
     cache = measured_to_win(model, algorithm, folder / "cache", "fp16", layout)
-    given = {"target": "sm_90", "form": "plugin", "dtype": "fp16", "cache": cache, "conv_algorithms": True, **options}
+    given = {
+        "target": "sm_90",
+        "form": "plugin",
+        "kernel_dtype": "fp16",
+        "cache": cache,
+        "conv_algorithms": True,
+        **options,
+    }
     return api.optimize(path, folder / "out", **given)
 
 
@@ -251,10 +277,33 @@ def test_a_step_that_cannot_be_compiled_keeps_the_layer(tmp_path: Path, monkeypa
     assert result.verification is not None and result.verification.passed
 
 
+def test_a_layer_falls_back_to_its_next_best_algorithm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two layers one cannot be compiled by the chosen algorithm; the other one keeps what was chosen."""
+    compiled = site_kernels.compile_kernels
+
+    def refuse(requests: Sequence[tuple[KernelSource, str]], *rest: Any, **more: Any) -> list[CompiledKernel]:
+        for source, architecture in requests:
+            if source.entry == "conv_direct" and ("RESIDUAL", "1") in source.defines:
+                raise CompileError(source, architecture, ["local memory is used: 8 bytes of stack"])
+        return compiled(requests, *rest, **more)
+
+    monkeypatch.setattr(site_kernels, "compile_kernels", refuse)
+    measured_to_win(two_layers(), "im2col", tmp_path / "cache", "fp16", microseconds=0.02)
+    result = optimized(tmp_path, "direct")
+    first, second = result.sites
+    assert first.planned["algorithm"] == "direct"
+    assert second.decision == "rewrite"
+    assert "by its next best algorithm; of the best it cannot be compiled for sm_90a: local memory" in second.reason
+    assert second.reason.startswith("im2col is chosen for the whole network, measured")
+    assert [kernel.operator.partition("_")[0] for kernel in second.kernels] == ["ConvUnfold", "ConvProduct"]
+    assert second.planned["algorithm"] == "im2col"
+    assert result.verification is not None and result.verification.passed
+
+
 def test_inspect_shows_the_choice_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     onnx.save(mixed_model(), path)
-    found = api.inspect(path, target="sm_90", dtype="fp16", conv_algorithms=True, workspace=1, cache=tmp_path)
+    found = api.inspect(path, target="sm_90", kernel_dtype="fp16", conv_algorithms=True, workspace=1, cache=tmp_path)
     assert found.algorithms is not None
     document = found.to_json()["conv_algorithms"]
     assert document["budget_bytes"] == 10**6 and len(document["layers"]) == 4

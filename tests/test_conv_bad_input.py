@@ -167,7 +167,7 @@ def test_a_bias_beyond_fp16_and_a_stride_beyond_addresses_keep_their_site(
     ):
         path, folder = tmp_path / "model.onnx", tmp_path / "package"
         path.write_bytes(model.SerializeToString())
-        words = ["--target", "sm_90", "--form", "plugin", "--dtype", "fp16", "--no-verify"]
+        words = ["--target", "sm_90", "--form", "plugin", "--kernel-dtype", "fp16", "--no-verify"]
         code, _, err = onnxopt("optimize", str(path), "-o", str(folder), *words)
         assert code == 0, err
         (site,) = json.loads((folder / "plan.json").read_text())["sites"]
@@ -197,7 +197,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
             *(folder / "model.onnx", folder / "package"),
             target="sm_90",
             form="plugin",
-            dtype="fp16",
+            kernel_dtype="fp16",
             cache=folder / "cache",
             verify=False,
         )

@@ -36,6 +36,7 @@ def algorithm_section(found: Any) -> str:
     budget = None if fields.get("budget_bytes") is None else _number(fields, "budget_bytes")
     said = (_word(solver, "name"), _word(solver, "status"))
     alone = f"{text(_word(single, 'algorithm'))}, {microseconds(_number(single, 'microseconds'))}"
+    open_batch = ", which stands for the model's symbolic one" if fields.get("symbolic_batch") is True else ""
     rows = [
         ("predicted or measured", microseconds(_number(fields, "microseconds"))),
         ("at least", f"{microseconds(_number(fields, 'bound_us'))} (gap {percent(_number(fields, 'gap'))})"),
@@ -46,7 +47,7 @@ def algorithm_section(found: Any) -> str:
         ("workspace", _bytes(_number(fields, "workspace_bytes"))),
         ("further constants", _bytes(_number(fields, "constant_bytes"))),
         ("budget", "none" if budget is None else _bytes(budget)),
-        ("computed in", f"{text(_word(fields, 'element'))}, batch {count(_number(fields, 'batch'))}"),
+        ("computed in", f"{text(_word(fields, 'element'))}, batch {count(_number(fields, 'batch'))}{open_batch}"),
     ]
     note = (
         "One choice for the whole network: the time of all layers and of all changes of layout between them. The best "

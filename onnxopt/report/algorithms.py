@@ -22,6 +22,7 @@ def algorithm_document(plan: AlgorithmPlan) -> dict[str, Any]:
     return {
         "element": plan.element,
         "batch": plan.batch,
+        "symbolic_batch": plan.symbolic,
         "budget_bytes": plan.settings.budget,
         "winograd": plan.settings.winograd,
         "workspace_bytes": max((o.workspace_bytes for o in chosen), default=0),
@@ -60,7 +61,8 @@ def summary(plan: AlgorithmPlan) -> list[str]:
     name, single_us = plan.best_single
     counted = Counter(o.algorithm for o in chosen)
     return [
-        f"{choice.microseconds:.1f} us in {plan.element} for a batch of {plan.batch}: "
+        f"{choice.microseconds:.1f} us in {plan.element} for a batch of {plan.batch}"
+        + (", which stands for the model's symbolic one: " if plan.symbolic else ": ")
         + ", ".join(f"{count} x {algorithm}" for algorithm, count in counted.most_common())
         + f", {conversions(plan)} changes of layout",
         f"workspace: {_bytes(workspace)}, further constants: {_bytes(constants)}; {budget}",

@@ -122,7 +122,7 @@ def _check_bias(tables: ConvTables, wanted: Array, name: str) -> None:
     if tables.sum is not None:
         found = tables.sum.b.astype(np.float64)
     elif tables.b is not None:
-        for begin, count, first, extras in tables.jobs[:, [1, 2, 8, 9]].tolist():
+        for begin, count, first, extras in np.unique(tables.jobs[:, [1, 2, 8, 9]], axis=0).tolist():
             own = tables.b[begin : begin + count]
             channels = tables.outputs[begin : begin + count]
             found[channels[channels >= 0]] = own[channels >= 0]

@@ -12,6 +12,8 @@ from onnxopt.validate.failure import PlanError
 from onnxopt.validate.launch import Array, Pieces, check_present, check_range, check_zero, rounded
 
 _COLUMNS = 12
+# Where a job has its outputs and its extras.
+_CHANNELS = [1, 2, 8, 9]
 
 
 def validate_conv_launch(
@@ -87,7 +89,7 @@ def _check_pieces(name: str, kernel: Mapping[str, Any], tables: Mapping[str, Arr
 
 
 def _check_written(name: str, kernel: Mapping[str, Any], tables: Mapping[str, Array]) -> None:
-    """Every pixel of every channel is written once: pixels are counted by differences along their axis."""
+    """Every pixel of every channel is written once: the pixels of the jobs that write it follow one another."""
     positions = kernel["images"] * prod(kernel["output_size"])
     channels = kernel["slots"] if kernel["split"] else kernel["output_channels"]
     jobs = tables["jobs"].astype(np.int64)
@@ -98,23 +100,49 @@ def _check_written(name: str, kernel: Mapping[str, Any], tables: Mapping[str, Ar
     most = int(((jobs[:, 2] + jobs[:, 9]) * jobs[:, 7]).sum())
     if most < channels * positions:
         raise PlanError(f"{name}: all jobs write {most} elements at most, expected {channels * positions}")
-    steps = np.zeros((channels, positions + 1), np.int64)
-    for number, job in enumerate(tables["jobs"].tolist()):
-        own = tables["outputs"][job[1] : job[1] + job[2]]
-        places = own[own >= 0]
-        if job[9]:
-            lines = tables["extras"][job[8] : job[8] + job[9]]
-            outside = (lines[:, 0] < 0) | (lines[:, 0] >= job[2]) | (lines[:, 1] < 0) | (lines[:, 1] >= channels)
-            if job[8] < 0 or len(lines) < job[9] or np.any(outside):
-                raise PlanError(f"{name}, job {number}: an extra names an output or channel that does not exist")
-            places = np.concatenate([places, lines[:, 1]])
-        np.add.at(steps, (places, job[6]), 1)
-        np.add.at(steps, (places, job[6] + job[7]), -1)
-    wrong = np.argwhere(np.cumsum(steps, axis=1)[:, :-1] != 1)
-    if len(wrong):
-        channel, pixel = wrong[0]
-        times = int(np.cumsum(steps[channel])[pixel])
-        raise PlanError(f"{name}: pixel {pixel} of channel {channel} is written {times} times, expected once")
+    # Jobs that write the same channels are looked at together: there are far fewer parts than jobs.
+    _, first, part = np.unique(jobs[:, _CHANNELS], axis=0, return_index=True, return_inverse=True)
+    members = np.split(np.argsort(part.reshape(-1), kind="stable"), np.cumsum(np.bincount(part.reshape(-1)))[:-1])
+    writers: list[list[int]] = [[] for _ in range(channels)]
+    for index in np.argsort(first).tolist():
+        for channel in _places(name, tables, int(first[index]), channels).tolist():
+            writers[channel].append(index)
+    known: dict[tuple[int, ...], tuple[int, int] | None] = {}
+    for channel, parts in enumerate(map(tuple, writers)):
+        if parts not in known:
+            own = np.concatenate([np.empty(0, np.int64), *(members[index] for index in parts)])
+            known[parts] = _not_once(jobs[own, 6], jobs[own, 7], positions)
+        wrong = known[parts]
+        if wrong is not None:
+            raise PlanError(f"{name}: pixel {wrong[0]} of channel {channel} is written {wrong[1]} times, expected once")
+
+
+def _not_once(begins: Array, counts: Array, positions: int) -> tuple[int, int] | None:
+    """The first position that intervals do not cover once, and how often they do; None where there is none."""
+    order = np.argsort(begins, kind="stable")
+    starts, ends = begins[order], (begins + counts)[order]
+    if len(starts) and starts[0] == 0 and ends[-1] == positions and np.array_equal(starts[1:], ends[:-1]):
+        return None
+    steps = np.zeros(positions + 1, np.int64)
+    np.add.at(steps, begins, 1)
+    np.add.at(steps, begins + counts, -1)
+    times = np.cumsum(steps)[:-1]
+    pixel = int(np.argmax(times != 1))
+    return pixel, int(times[pixel])
+
+
+def _places(name: str, tables: Mapping[str, Array], number: int, channels: int) -> Array:
+    """The channels that a job writes, one as often as it is written."""
+    job = tables["jobs"][number].tolist()
+    own = tables["outputs"][job[1] : job[1] + job[2]]
+    places = own[own >= 0]
+    if job[9]:
+        lines = tables["extras"][job[8] : job[8] + job[9]]
+        outside = (lines[:, 0] < 0) | (lines[:, 0] >= job[2]) | (lines[:, 1] < 0) | (lines[:, 1] >= channels)
+        if job[8] < 0 or len(lines) < job[9] or np.any(outside):
+            raise PlanError(f"{name}, job {number}: an extra names an output or channel that does not exist")
+        places = np.concatenate([places, lines[:, 1]])
+    return np.asarray(places)
 
 
 def _check_sum(kernel: Mapping[str, Any], summed: Mapping[str, Any], tables: Mapping[str, Array]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import numpy.typing as npt
 
@@ -86,15 +84,18 @@ def _check_jobs(schedule: ConvSchedule, pixels: int | None, name: str) -> None:
     jobs = np.asarray(schedule.jobs)
     if jobs.ndim != 2 or jobs.shape[1] != 2:
         raise PlanError(f"{name}: jobs have the shape {jobs.shape}, expected (jobs, 2)")
-    for job, (part, tile) in enumerate(jobs.tolist()):
-        if not 0 <= part < len(schedule.parts):
+    unknown = (jobs[:, 0] < 0) | (jobs[:, 0] >= len(schedule.parts))
+    wrong = np.flatnonzero(unknown | (jobs[:, 1] < 0))
+    if wrong.size:
+        job = int(wrong[0])
+        part, tile = jobs[job].tolist()
+        if unknown[job]:
             raise PlanError(f"{name}, job {job}: part {part} does not exist, there are {len(schedule.parts)}")
-        if tile < 0:
-            raise PlanError(f"{name}, job {job}: pixel tile {tile} does not exist")
-    seen = Counter(map(tuple, jobs.tolist()))
-    twice = [key for key, count in seen.items() if count > 1]
-    if twice:
-        raise PlanError(f"{name}: pixel tile {twice[0][1]} of part {twice[0][0]} is in jobs more than once")
+        raise PlanError(f"{name}, job {job}: pixel tile {tile} does not exist")
+    _, first, counts = np.unique(jobs, axis=0, return_index=True, return_counts=True)
+    if np.any(counts > 1):
+        part, tile = jobs[first[counts > 1].min()].tolist()
+        raise PlanError(f"{name}: pixel tile {tile} of part {part} is in jobs more than once")
     low, high = 1, None
     for number, part in enumerate(schedule.parts):
         size = schedule.variants[part.variant].pixels

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.emulate import Uninitialised, build_cpu_kernel
 from onnxopt.kernels.block_source import conv_block_launch, conv_block_parameters
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.validate.reference_block import conv_block_output
 from onnxopt.verification.conv_rule import ConvOperands, weight_values
 from onnxopt.verification.kernel_rule import Judgement, judged, loaded, rounded_to, stored
 from onnxopt.verification.kernels import ORDERS, KernelCheck
+from onnxopt.verification.lane_orders import judged_runs
 
 Array = npt.NDArray[Any]
 
@@ -52,23 +52,20 @@ def check_conv_block(
     given |= {"w": stored(element, weight_values(kernel, part["w"])), "x": stored(element, operands.data)}
     if operands.residual is not None:
         given["residual"] = stored(element, operands.residual)
-    given["batch"] = np.int32(batch)
+    given["batch"] = batch
     launch = conv_block_launch(kernel, len(part["jobs"]), batch, compiled.report)
-    runner = build_cpu_kernel(compiled.ptx, compiled.source.entry, cache)
-    names = conv_block_parameters(kernel)
     expected, plain = expected_block(kernel, part, operands)
-    judgements = []
-    for order in orders:
-        output = stored(element, np.full((batch, prod(expected[0].shape[1:])), np.nan, np.float32))
-        runner.run(
-            grid=(launch.grid, 1, 1),
-            block=(launch.block, 1, 1),
-            shared_bytes=launch.shared_bytes,
-            arguments=[*(given[name] for name in names[:-1]), Uninitialised(output)],
-            order=order,
-        )
-        judgements.append(judge_block(expected, plain, loaded(element, output)))
-    return KernelCheck(compiled.architecture, len(part["jobs"]), batch, tuple(orders), tuple(judgements))
+    judgements = judged_runs(
+        compiled,
+        launch,
+        conv_block_parameters(kernel),
+        given,
+        lambda: stored(element, np.full((batch, prod(expected[0].shape[1:])), np.nan, np.float32)),
+        lambda found: judge_block(expected, plain, loaded(element, found.array)),
+        orders,
+        cache,
+    )
+    return KernelCheck(compiled.architecture, len(part["jobs"]), batch, tuple(orders), judgements)
 
 
 def draw_block_operands(kernel: Mapping[str, Any], batch: int, seed: int) -> ConvOperands:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.emulate import Uninitialised, build_cpu_kernel
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.conv_launch import (
     group_conv_launch,
@@ -33,6 +32,7 @@ from onnxopt.verification.conv_rule import (
 from onnxopt.verification.conv_sample import sample_conv_jobs
 from onnxopt.verification.kernel_rule import Judgement, loaded, stored
 from onnxopt.verification.kernels import ORDERS, KernelCheck
+from onnxopt.verification.lane_orders import judged_runs
 
 Array = npt.NDArray[Any]
 
@@ -107,19 +107,17 @@ def _runs(
     compiled, launch, names = program
     kernel, operands, tables = inputs
     batch, element = len(operands.data), kernel["element"]
-    runner = build_cpu_kernel(compiled.ptx, compiled.source.entry, cache)
-    given: dict[str, Any] = {**tables, "batch": np.int32(batch)}
+    given: dict[str, Any] = {**tables, "batch": batch}
     if operands.residual is not None:
         given["residual"] = stored(element, operands.residual)
-    judgements = []
-    for order in orders:
-        output = poisoned_output(kernel, batch)
-        runner.run(
-            grid=(launch.grid, 1, 1),
-            block=(launch.block, 1, 1),
-            shared_bytes=launch.shared_bytes,
-            arguments=[*(given[name] for name in names[:-1]), Uninitialised(output)],
-            order=order,
-        )
-        judgements.append(judge(loaded("fp32" if names[-1] == "partial" else element, output)))
-    return tuple(judgements)
+    kept = "fp32" if names[-1] == "partial" else element
+    return judged_runs(
+        compiled,
+        launch,
+        names,
+        given,
+        lambda: poisoned_output(kernel, batch),
+        lambda found: judge(loaded(kept, found.array)),
+        orders,
+        cache,
+    )

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.emulate import Uninitialised, build_cpu_kernel
+from onnxopt.emulate import Uninitialised
 from onnxopt.kernels.algorithm_launch import algorithm_arguments, algorithm_jobs, algorithm_launch, algorithm_parameters
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.plan.roofline import ELEMENT_BYTES
 from onnxopt.verification.algorithm_rule import judge_step
 from onnxopt.verification.kernel_rule import Judgement, loaded, rounded_to, stored
 from onnxopt.verification.kernels import ORDERS, KernelCheck
+from onnxopt.verification.lane_orders import judged_runs
 
 Array = npt.NDArray[Any]
 
@@ -48,30 +49,28 @@ def check_step(
     """
     launch = algorithm_launch(operator, kernel, batch, compiled.report)
     jobs = min(algorithm_jobs(operator, kernel), max(1, products // (batch * _job_products(operator, kernel))))
-    *names, made = (name for name in algorithm_parameters(operator, kernel) if name != "batch")
+    parameters = algorithm_parameters(operator, kernel)
+    *names, made = (name for name in parameters if name != "batch")
     inputs, given = _drawn(operator, kernel, tables, names, batch, seed)
     output_type = "float32" if made in ("products", "partial") else kernel["element"]
     kept = "fp32" if output_type == "float32" else output_type
     count = step_elements(operator, kernel)[1]
-    runner = build_cpu_kernel(compiled.ptx, compiled.source.entry, cache)
     whole = jobs * batch == launch.grid
-    judgements = []
-    for order in orders:
-        output = Uninitialised(stored(kept, np.full((batch, count), np.nan, np.float32)))
-        arguments = algorithm_arguments(operator, kernel, {**given, made: output.array}, batch)
-        runner.run(
-            grid=(jobs * batch, 1, 1),
-            block=(launch.block, 1, 1),
-            shared_bytes=launch.shared_bytes,
-            arguments=[_argument(argument, output) for argument in arguments],
-            order=order,
-        )
-        times = np.asarray(output.writes).reshape(batch * count, -1)
-        values = loaded(kept, output.array)
+
+    def output() -> Array:
+        return stored(kept, np.full((batch, count), np.nan, np.float32))
+
+    def judge(found: Uninitialised) -> Judgement:
+        times = np.asarray(found.writes).reshape(batch * count, -1)
         written = None if whole else times.max(axis=1) > 0
-        judgement = judge_step(operator, kernel, inputs, output_type, values, written)
-        judgements.append(_written_once(judgement, times, whole))
-    return KernelCheck(compiled.architecture, jobs, batch, tuple(orders), tuple(judgements))
+        judgement = judge_step(operator, kernel, inputs, output_type, loaded(kept, found.array), written)
+        return _written_once(judgement, times, whole)
+
+    # What the launcher would refuse is refused here too.
+    algorithm_arguments(operator, kernel, {**given, made: output()}, batch)
+    part = replace(launch, grid=jobs * batch)
+    judgements = judged_runs(compiled, part, parameters, {**given, "batch": batch}, output, judge, orders, cache)
+    return KernelCheck(compiled.architecture, jobs, batch, tuple(orders), judgements)
 
 
 def step_elements(operator: str, kernel: Mapping[str, Any]) -> tuple[int, int]:
@@ -128,13 +127,6 @@ def _drawn(
         inputs[name] = rounded_to(own, rng.standard_normal((batch, count), dtype=np.float32))
         given[name] = stored(own, inputs[name])
     return inputs, given
-
-
-def _argument(argument: Any, output: Uninitialised) -> Any:
-    """As the runner takes it: the output starts unwritten, numbers are of their C type."""
-    if argument is output.array:
-        return output
-    return np.int32(argument) if isinstance(argument, int) else argument
 
 
 def _written_once(judgement: Judgement, times: Array, whole: bool) -> Judgement:
