@@ -1,4 +1,4 @@
-"""Finds the folders that travel with the package (GPU profiles, kernel sources) wherever it is installed."""
+"""Finds the folders that travel with the package (GPU profiles, kernel sources, plugins) wherever it is installed."""
 
 from __future__ import annotations
 

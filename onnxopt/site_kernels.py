@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxopt.decide import AlgorithmSource, BlockSource, ConvSource, PluginSource, SiteKernel, SiteReport
+from onnxopt.deploy.packaged_kernels import FOLDER, cubin_name, ptx_name
 from onnxopt.errors import InputError, MissingError
 from onnxopt.kernels.algorithm_source import ALGORITHM_FILES, algorithm_source
 from onnxopt.kernels.block_source import conv_block_source
@@ -31,8 +32,6 @@ from onnxopt.lower.plugin_nodes import (
 )
 from onnxopt.model.files import atomic_write
 from onnxopt.target import GpuProfile, Target
-
-FOLDER = "kernels"
 
 Further = Callable[[SiteReport], Iterator[SiteReport]]
 """The same site by its next best schedules, best first."""
@@ -140,13 +139,21 @@ def kernels_written_before(model: ModelProto, build: KernelBuild | None) -> tupl
 
 def source_of(node: PluginNode) -> KernelSource:
     """The source of an operator's kernel, from what a model says of it; InputError for an unsupported one."""
-    operator = node.configuration["operator"]
+    return configured_source(node.configuration, node.resident)
+
+
+def configured_source(configuration: Mapping[str, Any], resident: int) -> KernelSource:
+    """The source of an operator's kernel from its configuration; InputError for an unsupported one.
+
+    ``resident`` is the number of blocks that its plan counts on for each multiprocessor.
+    """
+    operator, kernel = configuration["operator"], configuration["kernel"]
     if operator in (MERGE_ATTENTION, SUM_CONV):
-        return merge_source(node.kernel) if operator == MERGE_ATTENTION else sum_conv_source(node.kernel)
+        return merge_source(kernel) if operator == MERGE_ATTENTION else sum_conv_source(kernel)
     if operator in ALGORITHM_FILES:
-        return algorithm_source(operator, node.kernel)
+        return algorithm_source(operator, kernel)
     make = {GROUP_CONV: group_conv_source, CONV_BLOCK: conv_block_source}.get(operator, attention_source)
-    return make(node.kernel, node.resident)
+    return make(kernel, resident)
 
 
 def notes_on(before: Sequence[SiteKernel]) -> tuple[str, ...]:
@@ -172,16 +179,6 @@ def write_kernels(place: Path, written: Sequence[SiteKernel]) -> None:
         atomic_write(place / ptx_name(operator), compiled.ptx.encode())
 
 
-def cubin_name(operator: str, architecture: str) -> str:
-    """Where a package has an operator's machine code."""
-    return f"{FOLDER}/{operator}.{architecture}.cubin"
-
-
-def ptx_name(operator: str) -> str:
-    """Where a package has an operator's PTX."""
-    return f"{FOLDER}/{operator}.ptx"
-
-
 def kernel_versions(kernels: Sequence[SiteKernel]) -> dict[str, str]:
     """The compiler's version for a manifest; nothing where no kernel was compiled."""
     compilers = sorted({_nvrtc(kernel.compiled) for kernel in kernels})
@@ -190,7 +187,7 @@ def kernel_versions(kernels: Sequence[SiteKernel]) -> dict[str, str]:
 
 def _attempts(reports: Sequence[SiteReport], build: KernelBuild) -> list[tuple[SiteKernel, ...] | str]:
     """For each site its kernels, or why there are none."""
-    wanted = [_sources(report.plugin) for report in reports if report.plugin is not None]
+    wanted = [operator_sources(report.plugin) for report in reports if report.plugin is not None]
     made = build.compiled([source for own in wanted if not isinstance(own, str) for _, source in own])
     outcomes: list[tuple[SiteKernel, ...] | str] = []
     for own in wanted:
@@ -202,8 +199,10 @@ def _attempts(reports: Sequence[SiteReport], build: KernelBuild) -> list[tuple[S
     return outcomes
 
 
-def _sources(plugin: PluginSource | ConvSource | AlgorithmSource | BlockSource) -> list[tuple[str, KernelSource]] | str:
-    """The operators of a site with their sources, or why there is no source."""
+def operator_sources(
+    plugin: PluginSource | ConvSource | AlgorithmSource | BlockSource,
+) -> list[tuple[str, KernelSource]] | str:
+    """The operators of a site with their sources, in the order of the graph, or why there is no source."""
     try:
         if isinstance(plugin, AlgorithmSource):
             return [(s.operator(), algorithm_source(s.step.operator, s.step.kernel)) for s in plugin.steps]
@@ -232,7 +231,8 @@ def _conv_sources(plugin: ConvSource) -> list[tuple[str, KernelSource]]:
 
 def _with(report: SiteReport, kernels: tuple[SiteKernel, ...], refused: str | None) -> SiteReport:
     """A site with its kernels; ``refused`` says what was wrong with that of a better schedule."""
-    reason = report.reason if refused is None else f"{report.reason}, by its next best schedule; of the best {refused}"
+    way = "algorithm" if "algorithm" in report.planned else "schedule"
+    reason = report.reason if refused is None else f"{report.reason}, by its next best {way}; of the best {refused}"
     assert report.plugin is not None
     if isinstance(report.plugin, AlgorithmSource):
         planned = {**report.planned, "kernels": [_described(kernel) for kernel in kernels]}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from onnx import ModelProto
 
 from onnxopt.algorithm_choice import AlgorithmPlan, AlgorithmSettings, plan_algorithms
-from onnxopt.algorithm_reports import algorithm_reports
+from onnxopt.algorithm_reports import algorithm_reports, further_algorithm_reports
 from onnxopt.block_reports import block_reports
 from onnxopt.convolution_kernels import further_conv_reports
 from onnxopt.convolution_reports import convolution_reports
@@ -22,6 +22,7 @@ from onnxopt.discover.conv_site import ConvSite
 from onnxopt.discover.convolution import find_convolutions
 from onnxopt.discover.refusal import Refusal, node_name
 from onnxopt.kernel_plans import KernelPlanner
+from onnxopt.lower.algorithm_plugin import AlgorithmWriter
 from onnxopt.lower.conv_plugin import ConvPluginWriter
 from onnxopt.lower.plugin import PluginWriter
 from onnxopt.lower.plugin_nodes import has_plugin_nodes
@@ -39,6 +40,7 @@ from onnxopt.site_reports import (
     further_reports,
     reference_cpu,
 )
+from onnxopt.tactics import SiteTactics, with_tactics
 from onnxopt.target import Target
 from onnxopt.target.variant import Element
 
@@ -116,10 +118,14 @@ def judge_sites(
 
 @dataclass(frozen=True)
 class Judged:
-    """The decided sites for each form, and the choice of convolution algorithms where one was made."""
+    """The decided sites for each form, and the choice of convolution algorithms where one was made.
+
+    ``tactics`` are the schedules among which an engine may choose, by site, where they were asked for.
+    """
 
     reports: dict[Form, list[SiteReport]]
     algorithms: AlgorithmPlan | None = None
+    tactics: Mapping[str, SiteTactics] = field(default_factory=dict)
 
 
 def judge_network(
@@ -134,6 +140,7 @@ def judge_network(
     dtype: Element | None = None,
     build: KernelBuild | None = None,
     algorithms: AlgorithmSettings | None = None,
+    tactics: bool = False,
     progress: Progress = lambda _: None,
 ) -> Judged:
     """Plan every site once and decide it for each form, in the order attention, convolution.
@@ -141,7 +148,8 @@ def judge_network(
     ``records`` is the file of tuning records (None: there are none), beside which plans are kept. ``dtype`` is the type
     that kernels compute in, by default that of a site's own tensors. Only the portable form on a CPU is measured. With
     ``build`` the kernels of the plugin form are compiled, and a site whose kernel cannot be used is kept. With
-    ``algorithms`` the plugin form has every dense convolution by the algorithm that is best for the whole network.
+    ``algorithms`` the plugin form has every dense convolution by the algorithm that is best for the whole network. With
+    ``tactics`` and ``build`` the next best schedules of what is written are compiled too.
     """
     judge = whole_judge(model, findings, target, records=records, measure=measure, progress=progress)
     planning = Planning(judge, objective, dtype=dtype)
@@ -164,13 +172,13 @@ def judge_network(
     if has_plugin_nodes(model):
         # Names of new nodes could be those of the earlier run, whose sites are no longer there to be counted.
         return Judged({form: [r.kept(_WRITTEN_BEFORE) for r in found] for form, found in reports.items()})
-    chosen = None
+    chosen, steps = None, AlgorithmWriter(findings.graph)
     if algorithms is not None and "plugin" in reports:
         progress("choosing algorithms")
         first = len(findings.attention)
         sites = [(plan.site, report) for plan, report in zip(plans, reports["plugin"][first:], strict=True)]
         chosen = plan_algorithms(planning, sites, algorithms, records.parent if records is not None else None)
-        reports["plugin"][first:] = algorithm_reports(planning, sites, chosen)
+        reports["plugin"][first:] = algorithm_reports(planning, sites, chosen, steps)
     if "plugin" in reports and planning.kernels is not None:
         first = len(findings.attention)
         single = reports["plugin"][first:]
@@ -183,14 +191,23 @@ def judge_network(
             None if made is None else lambda own, further: made(own, further=further),
         )
     if build is not None and "plugin" in reports:
-        reports["plugin"] = with_kernels(reports["plugin"], build, partial(_further_reports, planning))
-    return Judged(reports, chosen)
+        reports["plugin"] = with_kernels(reports["plugin"], build, partial(_further_reports, planning, chosen, steps))
+    found: dict[str, SiteTactics] = {}
+    if tactics and build is not None and "plugin" in reports:
+        progress("choosing tactics")
+        reports["plugin"], found = with_tactics(planning, reports["plugin"], build)
+    return Judged(reports, chosen, found)
 
 
-def _further_reports(planning: Planning, report: SiteReport) -> Iterator[SiteReport]:
-    if "algorithm" in report.planned or "block" in report.planned:
-        # What is next best for the whole network is another choice; a layer alone is kept.
+def _further_reports(
+    planning: Planning, chosen: AlgorithmPlan | None, steps: AlgorithmWriter, report: SiteReport
+) -> Iterator[SiteReport]:
+    if "block" in report.planned:
+        # Its convolutions have been decided together; another way to group them is another choice.
         return iter(())
+    if "algorithm" in report.planned:
+        assert chosen is not None
+        return further_algorithm_reports(planning, chosen, steps, report)
     further = further_conv_reports if report.kind == "conv" else further_reports
     return further(planning, report)
 

@@ -260,10 +260,10 @@ def test_a_result_that_does_not_verify_is_not_written(model: Path, monkeypatch: 
     [
         ({"form": "plugin"}, "the plugin form needs kernels, and target 'cpu' is no GPU; use --form portable"),
         ({"form": "both"}, "the plugin form needs kernels"),
-        ({"dtype": "fp16"}, "--dtype fp16 is the type that kernels compute in.*leave out --dtype"),
+        ({"kernel_dtype": "fp16"}, "--kernel-dtype fp16 is the type that kernels compute in.*leave out --kernel-dtype"),
         ({"target": "sm_75", "dtype": "bf16"}, r"NVIDIA T4 \(sm_75\) do not take 'bf16'; allowed there: fp16, fp32"),
-        ({"target": "sm_75", "dtype": "tf32"}, "do not take 'tf32'"),
-        ({"target": "sm_90", "form": "portable", "dtype": "fp16"}, "the portable form has none"),
+        ({"target": "sm_75", "kernel_dtype": "tf32"}, "do not take 'tf32'"),
+        ({"target": "sm_90", "form": "portable", "kernel_dtype": "fp16"}, "the portable form has none"),
         ({"target": "sm_89", "form": "plugin", "engine": "rtx"}, "--engine rtx has no plugins"),
         ({"engine": "rtx"}, "target 'cpu' is no GPU; name one, for example --target sm_89"),
         ({"target": "gpu"}, "unknown target 'gpu'; allowed: cpu, auto, sm_75"),
@@ -320,12 +320,13 @@ def test_a_missing_engine_builder_leaves_nothing(model: Path, monkeypatch: pytes
 def test_an_engine_becomes_part_of_the_package(model: Path) -> None:
     result = _optimize(model, target="sm_89", engine="rtx")
     assert result.engine is not None
-    assert _names(result.package) == sorted([*PACKAGE, "kernels", "model.onnx", "model.rtx.engine"])
+    tensorrt = ["model.aot.onnx", "model.launcher.onnx", "operators.json", "tensorrt_plugins.py", "trtexec.txt"]
+    assert _names(result.package) == sorted([*PACKAGE, *tensorrt, "kernels", "model.onnx", "model.rtx.engine"])
     manifest = check_manifest(result.package)
     entry = manifest.entry("model.rtx.engine")
     assert entry is not None
     assert (entry.bytes, entry.sha256) == (result.engine.bytes, result.engine.sha256)
-    assert manifest.versions["tensorrt_rtx"] == result.engine.tensorrt_rtx
+    assert manifest.versions["tensorrt_rtx"] == result.engine.version
 
 
 @needs_rtx

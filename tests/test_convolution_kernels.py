@@ -86,7 +86,7 @@ def test_what_is_no_candidate_is_kept_with_the_reason(monkeypatch: pytest.Monkey
     double = widen(build("shufflenet_v1").model, onnx.TensorProto.DOUBLE)
     assert judged(double)["plugin"][0].reason == (
         "it cannot be planned for a kernel: its tensors are double; kernels compute in fp16, bf16, tf32, fp32: choose "
-        "one by --dtype"
+        "one by --kernel-dtype"
     )
     g = GraphBuilder("large", seed=0)
     made = g.op("Conv", g.input("x", 4, 3, 3), g.weight(4, 2, 1, 1, scale=1e6), group=2)
@@ -181,6 +181,8 @@ def test_a_kernel_that_cannot_be_used_gives_way_to_the_next_best(
 ) -> None:
     compiler = _Compiler(refused=1)
     monkeypatch.setattr(site_kernels, "compile_kernels", compiler)
+    # What it makes are no kernels that an engine could hold.
+    monkeypatch.setattr(api, "write_for_tensorrt", lambda *_: ())
     result = optimized(tmp_path, "next")
     assert result.verification is not None and result.verification.passed
     assert {source.entry for source in compiler.asked} == {"group_conv"}
@@ -219,7 +221,7 @@ def test_exported_models_are_written_in_the_plugin_form(
     tag: str, dtype: Element | None, sites: int, corpus_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
     result = api.optimize(
-        corpus_model(tag), tmp_path / "out", target="sm_90", form="plugin", dtype=dtype, cache=tmp_path
+        corpus_model(tag), tmp_path / "out", target="sm_90", form="plugin", kernel_dtype=dtype, cache=tmp_path
     )
     assert result.verification is not None and result.verification.passed
     assert len(plugin_convolutions(onnx.load(result.package / "model.onnx"))) == sites

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from onnxopt.deploy.launcher import INCLUDE_VARIABLE, find_headers, find_launcher
 from onnxopt.errors import MissingError
 from onnxopt.kernels.packages import tool, toolchain
 from onnxopt.target.device import find_device
@@ -54,7 +55,7 @@ def examine(cache: Path | None = None) -> list[Check]:
         _package("onnx", "reading and writing models", "pip install 'onnx>=1.21'"),
         _package("onnxruntime", "verifying, and measuring on the CPU", "pip install onnxruntime"),
         _package("tensorrt_rtx", "building engines without a GPU", "pip install 'onnxopt[rtx]'"),
-        _package("tensorrt", "TensorRT engines: a later version", "pip install 'onnxopt[tensorrt]'"),
+        _package("tensorrt", "building and running TensorRT engines", "pip install 'onnxopt[tensorrt]'"),
         _package("cuda.bindings", "compiling kernels, and finding a GPU", "pip install 'cuda-bindings>=13.0,<13.1'"),
         _nvrtc(),
         _gpu(),
@@ -62,6 +63,7 @@ def examine(cache: Path | None = None) -> list[Check]:
         _tool("cuobjdump"),
         _tool("nvdisasm"),
         _trtexec(),
+        _launcher(),
         _disk(cache or Path.cwd()),
     ]
     return checks if cache is None else [*checks, _cache(cache)]
@@ -204,6 +206,26 @@ def _trtexec() -> Check:
         "comparing speeds with NVIDIA's own tool",
         "unpack NVIDIA's TensorRT archive and add its folder bin to PATH",
     )
+
+
+def _launcher() -> Check:
+    """The library that runs our kernels in an engine of trtexec, and the headers that it is built with."""
+    needed = "engines of model.launcher.onnx, as trtexec builds them"
+    library, headers = find_launcher(), find_headers()
+    if library.path is not None:
+        return _check("launcher library", "ok", str(library.path), needed, "")
+    found = f"not built (looked at {', '.join(library.looked)})"
+    if headers.path is not None:
+        install = f"{INCLUDE_VARIABLE}={headers.path} python -m onnxopt.deploy.launcher"
+        return _check(
+            "launcher library", "missing", f"{found}; TensorRT's headers are at {headers.path}", needed, install
+        )
+    found += f", and TensorRT's headers were not found (looked at {', '.join(headers.looked)})"
+    install = (
+        "get the folder include of NVIDIA's TensorRT archive, then: "
+        f"{INCLUDE_VARIABLE}=/path/to/include python -m onnxopt.deploy.launcher"
+    )
+    return _check("launcher library", "missing", found, needed, install)
 
 
 def _disk(near: Path) -> Check:

@@ -6,7 +6,6 @@ whatever a kernel does wrong is a finding, not the end of the run.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from onnxopt.deploy.manifest import checked_file, read_manifest
+from onnxopt.deploy.packaged_kernels import packaged_architecture, packaged_kernel
 from onnxopt.emulate.build import require_compiler
 from onnxopt.errors import InputError, MissingError, OnnxOptError
 from onnxopt.kernels.compilation import CompiledKernel
-from onnxopt.kernels.cubin import CubinError, kernel_figures
-from onnxopt.kernels.report import ReportError, ResourceReport, published_shared
+from onnxopt.kernels.cubin import CubinError
 from onnxopt.lower.algorithm_nodes import plugin_algorithms
 from onnxopt.lower.plugin_blocks import plugin_blocks
 from onnxopt.lower.plugin_convolutions import plugin_convolutions
@@ -33,10 +32,9 @@ from onnxopt.lower.plugin_nodes import (
     PluginNode,
     plugin_sites,
 )
-from onnxopt.model.files import read_file
 from onnxopt.model.read import read_model
 from onnxopt.package import PLUGIN
-from onnxopt.site_kernels import FOLDER, cubin_name, ptx_name, source_of
+from onnxopt.site_kernels import source_of
 from onnxopt.validate import PlanError, validate_attention_launch, validate_conv_launch
 from onnxopt.verification.block_kernels import check_conv_block
 from onnxopt.verification.conv_kernels import check_group_conv, check_sum_conv
@@ -48,10 +46,8 @@ from onnxopt.written import check_algorithm_launch, check_block_launch
 Progress = Callable[[int, int], None]
 """Told how many kernels have been run, and of how many."""
 
-_MOST_CODE_BYTES = 64 << 20
 # Above this many elements of q, k, v and y together one batch element has to do.
 _ELEMENTS_FOR_TWO = 1 << 24
-_TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,11 +159,11 @@ def _checked(
     orders: Sequence[int],
 ) -> KernelReport:
     node = operator.node
-    architecture = _architecture(package, listed, node.operator)
+    architecture = packaged_architecture(package, listed, node.operator)
     batch = 2 if _elements(node) <= _ELEMENTS_FOR_TWO else 1
     unrun = KernelReport(node.operator, operator.sites, architecture, 0, batch, tuple(orders), ())
     try:
-        compiled = _read(package, node, architecture)
+        compiled = packaged_kernel(package, node.operator, source_of(node), architecture)
         check = _check(compiled, node, batch, pairs, orders, cache)
     except (InputError, MissingError):
         raise
@@ -192,40 +188,6 @@ def _check(
     if operator == GROUP_CONV:
         return check_group_conv(compiled, kernel, tables, batch=batch, orders=orders, cache=cache)
     return check_attention(compiled, kernel, tables, batch=batch, pairs=pairs, orders=orders, cache=cache)
-
-
-def _architecture(package: Path, listed: set[str], operator: str) -> str:
-    """What an operator's machine code in the package is for."""
-    begin, end = f"{FOLDER}/{operator}.", ".cubin"
-    found = sorted(n.removeprefix(begin).removesuffix(end) for n in listed if n.startswith(begin) and n.endswith(end))
-    if not found or ptx_name(operator) not in listed:
-        raise InputError(
-            f"{package}: its manifest lists no kernel of the operator {operator}; optimize the original model again"
-        )
-    return found[0]
-
-
-def _read(package: Path, node: PluginNode, architecture: str) -> CompiledKernel:
-    """The kernel of an operator as the package has it.
-
-    Raises InputError where a file is not what the manifest says; :class:`CubinError` or ReportError where machine code
-    and PTX are not of one kernel.
-    """
-    source = source_of(node)
-    files = (cubin_name(node.operator, architecture), ptx_name(node.operator))
-    cubin, text = (read_file(checked_file(package, name), _MOST_CODE_BYTES) for name in files)
-    try:
-        ptx = text.decode()
-    except UnicodeDecodeError:
-        raise ReportError(f"{files[1]} is no text") from None
-    target = _TARGET.search(ptx)
-    if target is None or target[1] != architecture:
-        raise ReportError(f"{files[1]} is for {target[1] if target else 'nothing'}, expected {architecture}")
-    figures = kernel_figures(cubin, source.entry, architecture)
-    report = ResourceReport(
-        dynamic_shared=published_shared(ptx, source.entry), spill_stores=0, spill_loads=0, **figures
-    )
-    return CompiledKernel(source, architecture, cubin, ptx, report, "")
 
 
 def _elements(node: PluginNode) -> int:

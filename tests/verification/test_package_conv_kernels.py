@@ -10,12 +10,12 @@ import pytest
 
 from onnxopt import api
 from onnxopt.deploy.manifest import Source, write_manifest
+from onnxopt.deploy.packaged_kernels import cubin_name, ptx_name
 from onnxopt.errors import InputError
 from onnxopt.kernels.compiler import compile_kernel
 from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
 from onnxopt.lower.plugin_convolutions import plugin_convolutions
 from onnxopt.package import package_files
-from onnxopt.site_kernels import cubin_name, ptx_name
 from onnxopt.target.variant import ConvVariant
 from onnxopt.verification.package_kernels import verify_kernels
 from samples import build
@@ -28,7 +28,7 @@ def test_an_optimised_model_passes_with_its_kernels(tmp_path: Path, programs: Pa
     path = tmp_path / "model.onnx"
     path.write_bytes(build("shuffle_gather").to_bytes())
     result = api.optimize(
-        path, tmp_path / "package", target="sm_90", form="plugin", dtype="fp16", cache=tmp_path, verify=False
+        path, tmp_path / "package", target="sm_90", form="plugin", kernel_dtype="fp16", cache=tmp_path, verify=False
     )
     written = [site.id for site in result.sites if site.rewrite is not None]
     assert [site.planned.get("computed_by") for site in result.sites if site.id not in written] == ["conv-0"] * 2

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from onnxopt import api
 from onnxopt.cli import app
 from onnxopt.deploy.manifest import Source, check_manifest, read_manifest, write_manifest
+from onnxopt.deploy.packaged_kernels import cubin_name, ptx_name
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.emulate import build as emulator_build
 from onnxopt.errors import InputError
@@ -26,7 +27,6 @@ from onnxopt.kernels.source import attention_source, merge_source
 from onnxopt.lower.plugin_nodes import plugin_sites
 from onnxopt.package import package_files
 from onnxopt.plan.schedule import AttentionSchedule
-from onnxopt.site_kernels import cubin_name, ptx_name
 from onnxopt.target.variant import AttentionVariant
 from onnxopt.verification.package_kernels import verify_kernels
 from samples import build as sample
@@ -48,7 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def package(model: Path) -> Path:
     folder = model.parent / "package"
     cache = model.parent / "cache"
-    api.optimize(model, folder, target="sm_90", form="plugin", dtype="fp16", cache=cache, verify=False)
+    api.optimize(model, folder, target="sm_90", form="plugin", kernel_dtype="fp16", cache=cache, verify=False)
     return folder
 
 
