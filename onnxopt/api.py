@@ -11,12 +11,15 @@ from onnx import ModelProto
 
 from onnxopt.algorithm_choice import algorithm_settings, check_algorithms
 from onnxopt.decide import BlockSource, ConvSource, Judge, PluginSource, Progress, SiteReport
-from onnxopt.deploy.manifest import Source, check_manifest, file_sha256, package_versions, write_manifest
-from onnxopt.deploy.rtx import BuildProgress, build_engine
+from onnxopt.deploy.aot_package import write_for_tensorrt
+from onnxopt.deploy.manifest import BuiltFor, Source, check_manifest, file_sha256, package_versions, write_manifest
+from onnxopt.deploy.rtx import build_engine
+from onnxopt.deploy.tensorrt import TensorrtOptions, build_in_package
+from onnxopt.deploy.tensorrt_build import TENSORRT_RTX, BuildProgress
 from onnxopt.drafts import FORM_FILES, Draft, verified, write_models
 from onnxopt.engines import Engine
 from onnxopt.engines import build as build
-from onnxopt.forms import check_engine, check_forms, forms_of_model, written_forms
+from onnxopt.forms import Dtype, Types, check_engine, chosen_types, forms_of_model, in_type, written_forms
 from onnxopt.lower.algorithm_layouts import join_layouts
 from onnxopt.lower.compat import lower_for_parsers
 from onnxopt.lower.plugin_nodes import note_resident_blocks
@@ -62,7 +65,9 @@ def inspect(
     *,
     target: str = "auto",
     form: Form | None = None,
-    dtype: Element | None = None,
+    dtype: Dtype | None = None,
+    convert_io: bool = False,
+    kernel_dtype: Element | None = None,
     conv_algorithms: bool = False,
     workspace: float | None = None,
     winograd: bool = False,
@@ -71,18 +76,20 @@ def inspect(
 ) -> Inspection:
     """Find the sites of a model and say what would be done with each; measures and changes nothing.
 
-    ``form`` defaults to ``portable`` for the CPU and ``plugin`` for a GPU, ``dtype``, in which kernels compute, to the
-    type of a site's own tensors. ``conv_algorithms`` also chooses an algorithm for every dense convolution, within
-    ``workspace`` megabytes, and with ``winograd`` among those with an error bound of their own. ``cache`` is the folder
-    of the tuning records. Raises :class:`onnxopt.InputError` for a model or target that cannot be used.
+    ``form`` defaults to ``portable`` for the CPU and ``plugin`` for a GPU. With ``dtype`` fp16 or bf16 the whole model
+    is converted first, inputs and outputs too with ``convert_io``, and the sites are those of the converted model;
+    fp32 converts nothing. ``kernel_dtype``, in which kernels compute, defaults to the type of a site's own tensors.
+    ``conv_algorithms`` also chooses an algorithm for every dense convolution, within ``workspace`` megabytes, and with
+    ``winograd`` among those with an error bound of their own. ``cache`` is the folder of the tuning records. Raises
+    :class:`onnxopt.InputError` for a model or target that cannot be used.
     """
     algorithms = algorithm_settings(conv_algorithms, workspace, winograd)
     path = Path(model)
     chosen = load_target(target)
     forms: tuple[Form, ...] = (form or ("portable" if chosen.is_cpu else "plugin"),)
     check_algorithms(algorithms, forms, chosen)
-    check_forms(forms, dtype, chosen)
-    proto = read_model(path)
+    types = chosen_types(dtype, convert_io, kernel_dtype, forms, chosen)
+    proto = in_type(read_model(path), types, progress)
     progress("looking for sites")
     findings = discover(proto)
     judged = judge_network(
@@ -92,11 +99,11 @@ def inspect(
         forms=forms,
         records=_records(cache),
         measure=False,
-        dtype=dtype,
+        dtype=types.kernels,
         algorithms=algorithms,
         progress=progress,
     )
-    return _inspection(path, proto, findings, chosen, judged)
+    return _inspection(path, proto, findings, chosen, judged, types)
 
 
 def optimize(
@@ -106,7 +113,9 @@ def optimize(
     target: str = "auto",
     form: WrittenForm | None = None,
     engine: Engine | None = None,
-    dtype: Element | None = None,
+    dtype: Dtype | None = None,
+    convert_io: bool = False,
+    kernel_dtype: Element | None = None,
     objective: Literal["time", "waste"] = "time",
     conv_algorithms: bool = False,
     workspace: float | None = None,
@@ -121,27 +130,29 @@ def optimize(
     """Rewrite the sites that win, verify the result, and write a package; build an engine if asked.
 
     ``out`` is the package's folder, by default the model's name with the suffix ``.onnxopt``. ``form`` defaults to
-    ``portable`` for the CPU and ``both`` for a GPU, ``dtype``, in which kernels compute, to the type of a site's own
-    tensors. ``conv_algorithms``, ``workspace`` and ``winograd`` are as for :func:`inspect`; what was chosen is written
-    in the plugin form. ``measure`` defaults to whether the target is this machine's CPU. Raises
-    :class:`onnxopt.InputError` for bad input, :class:`onnxopt.VerificationError` if the result does not agree with the
-    original (nothing is written), and :class:`onnxopt.MissingError` if the machine lacks what the engine or the kernels
-    of the plugin form need. ``kernel_progress`` is told how many kernels are compiled, and of how many.
+    ``portable`` for the CPU and ``both`` for a GPU. ``dtype``, ``convert_io``, ``kernel_dtype``, ``conv_algorithms``,
+    ``workspace`` and ``winograd`` are as for :func:`inspect`; the algorithms that were chosen are written in the plugin
+    form. ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for bad
+    input, :class:`onnxopt.VerificationError` if the result does not agree with the original or the converted model
+    leaves the range of its type (nothing is written), and :class:`onnxopt.MissingError` if the machine lacks what the
+    engine or the kernels of the plugin form need. ``kernel_progress`` is told how many kernels are compiled, and of how
+    many.
     """
     algorithms = algorithm_settings(conv_algorithms, workspace, winograd)
     path = Path(model)
     chosen = load_target(target)
     forms = written_forms(form, chosen)
     check_algorithms(algorithms, forms, chosen)
-    check_forms(forms, dtype, chosen)
+    types = chosen_types(dtype, convert_io, kernel_dtype, forms, chosen)
     if engine is not None:
         check_engine(engine, forms, chosen)
     if "plugin" in forms:
         check_compiler()
     folder = Path(out) if out is not None else default_folder(path)
     check_place(folder, path)
-    proto = read_model(path)
-    forms = forms_of_model(proto, form, forms, path, engine is not None)
+    original = read_model(path)
+    forms = forms_of_model(original, form, forms, path, engine == "rtx")
+    proto = in_type(original, types, progress, ranges=verify)
     building = kernel_build(chosen, forms, cache or default_cache_dir(), kernel_progress)
     before = kernels_written_before(proto, building)
     progress("looking for sites")
@@ -155,38 +166,47 @@ def optimize(
         records=_records(cache),
         measure=measured,
         objective=objective,
-        dtype=dtype,
+        dtype=types.kernels,
         build=building,
         algorithms=algorithms,
+        tactics=True,
         progress=progress,
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)
-    drafts = [_draft(proto, form, judged.reports[form], judge, path, verify, progress) for form in forms]
+    compared = original if verify else None
+    drafts = [_draft(proto, form, judged.reports[form], judge, path, compared, progress) for form in forms]
     decided = Judged({d.form: d.reports for d in drafts}, judged.algorithms)
-    inspection = _inspection(path, proto, findings, chosen, decided)
+    inspection = _inspection(path, proto, findings, chosen, decided, types)
     with new_package(folder) as place:
         progress("writing the package")
         notes = write_models(drafts, place, path if verify else None)
         kernels = all_kernels(inspection.sites, before)
         write_kernels(place, kernels)
-        versions = package_versions(engine) | kernel_versions(kernels)
+        for draft in (d for d in drafts if d.form == "plugin"):
+            write_for_tensorrt(place, draft.model, kernels, judged.tactics, chosen.architecture or "")
+        versions = package_versions("rtx" if engine == "rtx" else None) | kernel_versions(kernels)
         write_json(place / PLAN, plan_document(inspection))
         write_json(place / FIGURES, drawn_figures(inspection))
         (place / REPORT).write_bytes(rendered(place, versions))
-        built = None
+        built, engines = None, dict[str, BuiltFor]()
         if engine == "rtx":
             portable = next(d.model for d in drafts if d.form == "portable")
             where = place / RTX_ENGINE
             built = build_engine(portable, arch=chosen.architecture or "", out=where, progress=engine_progress)
             built = replace(built, path=folder / RTX_ENGINE)
+            engines[RTX_ENGINE] = BuiltFor(built.architecture, library=f"{TENSORRT_RTX.module} {built.version}")
         write_manifest(
             place,
             target=chosen.name,
             versions=versions,
-            source=Source(file_sha256(path), default_opset(proto)),
+            source=Source(file_sha256(path), default_opset(original), types.precision or ""),
             files=package_files(place),
-            engines={RTX_ENGINE: chosen.name},
+            engines=engines,
         )
+        if engine == "tensorrt":
+            options = TensorrtOptions(cache=cache or default_cache_dir())
+            built = build_in_package(place, options, target=chosen.architecture, progress=engine_progress)
+            built = replace(built, path=folder / built.path.name)
     lowered = drafts[0].lowered
     written = tuple(
         WrittenModel(FORM_FILES[d.form], d.form, len(d.model.graph.node), tuple(d.reports), d.verification)
@@ -209,10 +229,13 @@ def _draft(
     reports: list[SiteReport],
     judge: Judge,
     path: Path,
-    verify: bool,
+    original: ModelProto | None,
     progress: Progress,
 ) -> Draft:
-    """Carry out the decisions for one form; raises VerificationError where the result is not the original."""
+    """Carry out the decisions for one form of ``proto``, which may be the original in another type.
+
+    Raises VerificationError where the result is not the original, which is None where that is not asked.
+    """
     outcome = carry_out(proto, reports, judge)
     model = copy_of(proto) if outcome.model is proto else outcome.model
     lowered, _ = lower_for_parsers(model)
@@ -220,7 +243,10 @@ def _draft(
     kept = (report.plugin for report in outcome.reports)
     plugins = [plugin for plugin in kept if isinstance(plugin, PluginSource | ConvSource | BlockSource)]
     note_resident_blocks(model, {source.tables.operator(): source.resident for source in plugins})
-    verification = verified(proto, model, outcome.reports, path, progress) if verify else None
+    verification = None
+    if original is not None:
+        converted = None if proto is original else proto
+        verification = verified(original, model, outcome.reports, path, progress, converted)
     return Draft(form, model, outcome.reports, outcome.timing, lowered, verification)
 
 
@@ -270,10 +296,11 @@ def _inspection(
     findings: Findings,
     target: Target,
     judged: Judged,
+    types: Types,
 ) -> Inspection:
     decided = tuple((form, tuple(reports)) for form, reports in judged.reports.items())
-    size = len(proto.graph.node)
-    return Inspection(path, default_opset(proto), size, target, decided, findings.refusals, judged.algorithms)
+    size, opset = len(proto.graph.node), default_opset(proto)
+    return Inspection(path, opset, size, target, decided, findings.refusals, judged.algorithms, types.precision)
 
 
 def _records(cache: Path | None) -> Path:

@@ -28,7 +28,7 @@ from onnxopt.report.pictures import conv_pictures
 from onnxopt.site_reports import SCHEDULES_TRIED, Planning, tensor_element
 from onnxopt.target.variant import Element
 
-_BEYOND = "beyond the largest number of fp16; choose bf16, tf32 or fp32 by --dtype"
+_BEYOND = "beyond the largest number of fp16; choose bf16, tf32 or fp32 by --kernel-dtype"
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,12 +48,20 @@ def write_models(drafts: Sequence[Draft], place: Path, original: Path | None) ->
 
 
 def verified(
-    proto: ModelProto, result: ModelProto, reports: Sequence[SiteReport], path: Path, progress: Progress
+    proto: ModelProto,
+    result: ModelProto,
+    reports: Sequence[SiteReport],
+    path: Path,
+    progress: Progress,
+    converted: ModelProto | None = None,
 ) -> VerifyReport:
-    """How a rewritten model compares with the original; raises VerificationError where it does not agree with it."""
+    """How a rewritten model compares with the original; raises VerificationError where it does not agree with it.
+
+    ``converted`` is the original in another type, if that is what was rewritten.
+    """
     progress("verifying")
     watched = [(s.id, name) for s in reports if s.rewrite for name in s.rewrite.replaces]
-    report = verify_written(proto, result, sites=watched, progress=progress)
+    report = verify_written(proto, result, sites=watched, converted=converted, progress=progress)
     if not report.passed:
         raise VerificationError(f"{path}: {report.explain()}; nothing was written")
     return report

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from onnxopt.algorithm_choice import AlgorithmPlan
 from onnxopt.decide import SiteReport
-from onnxopt.deploy.rtx import EngineInfo
+from onnxopt.deploy.tensorrt_build import EngineInfo
 from onnxopt.discover.refusal import Refusal
 from onnxopt.measure.timing import PairTiming
+from onnxopt.model.convert import Precision
 from onnxopt.report.algorithms import algorithm_document
 from onnxopt.report.figures import figures_document
 from onnxopt.site_reports import Form
@@ -28,7 +29,8 @@ class Inspection:
     """Sites and refusals of a model for one target; nothing was changed.
 
     ``judged`` has the sites as they were decided for each form, the first of which is what ``sites`` shows.
-    ``algorithms`` is the choice of convolution algorithms, None where none was asked for.
+    ``algorithms`` is the choice of convolution algorithms, None where none was asked for. ``dtype`` is the type that
+    the model was converted to, None where it keeps its own; ``opset`` and ``nodes`` are those after that.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class Inspection:
     judged: tuple[tuple[Form, tuple[SiteReport, ...]], ...]
     refusals: tuple[Refusal, ...]
     algorithms: AlgorithmPlan | None = None
+    dtype: Precision | None = None
 
     @property
     def form(self) -> WrittenForm:
@@ -61,7 +64,8 @@ class Inspection:
         several = len(self.judged) > 1
         return {
             "schema": INSPECT_SCHEMA,
-            "model": {"path": str(self.path), "opset": self.opset, "nodes": self.nodes},
+            "model": {"path": str(self.path), "opset": self.opset, "nodes": self.nodes}
+            | ({} if self.dtype is None else {"dtype": self.dtype}),
             "target": self.target.name,
             "form": self.form,
             "sites": [s.inspected() | (self.forms_of(n) if several else {}) for n, s in enumerate(self.sites)],

@@ -86,7 +86,9 @@ class Planning:
         own = tensor_element(self.judge.graph, tensor)
         if self.dtype is None and own is None:
             kind = TensorProto.DataType.Name(self.judge.graph.element_type(tensor)).lower()
-            raise InputError(f"its tensors are {kind}; kernels compute in {', '.join(ELEMENTS)}: choose one by --dtype")
+            raise InputError(
+                f"its tensors are {kind}; kernels compute in {', '.join(ELEMENTS)}: choose one by --kernel-dtype"
+            )
         return self.kernels.computing_in(self.dtype or own or "fp32")
 
 
@@ -159,7 +161,7 @@ def vanishing_weights(site: AttentionSite, element: Element) -> str:
         return (
             f"its softmax adds {below:.2g} to the sum of its weights, less than the smallest number of fp16: all its "
             f"weights would vanish where a masked score is above all others by more than {_FP16_POWERS}; choose bf16, "
-            "tf32 or fp32 by --dtype"
+            "tf32 or fp32 by --kernel-dtype"
         )
     return ""
 

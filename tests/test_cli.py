@@ -111,7 +111,7 @@ def test_optimize_tells_what_became_of_the_sites(folder: Path) -> None:
 
 
 def test_optimize_for_a_gpu_tells_of_both_models(folder: Path) -> None:
-    document = _document("optimize", "attention.onnx", "--target", "sm_90", "--dtype", "fp16", "-o", "out")
+    document = _document("optimize", "attention.onnx", "--target", "sm_90", "--kernel-dtype", "fp16", "-o", "out")
     assert document["form"] == "both"
     assert [(m["file"], m["form"], m["verified"]) for m in document["models"]] == [
         ("model.onnx", "plugin", True),
@@ -237,8 +237,11 @@ def test_help_loads_nothing_heavy(folder: Path) -> None:
         (["inspect"], "Missing argument"),
         (["inspect", "attention.onnx", "--frobnicate"], "No such option"),
         (["optimize", "attention.onnx", "--form", "plugin"], "plugin"),
-        (["optimize", "attention.onnx", "--target", "cpu", "--dtype", "fp16"], "is the type that kernels compute in"),
-        (["inspect", "attention.onnx", "--target", "sm_75", "--dtype", "tf32"], "allowed there: fp16, fp32"),
+        (
+            ["optimize", "attention.onnx", "--target", "cpu", "--kernel-dtype", "fp16"],
+            "is the type that kernels compute in",
+        ),
+        (["inspect", "attention.onnx", "--target", "sm_75", "--kernel-dtype", "tf32"], "allowed there: fp16, fp32"),
         (["inspect", "attention.onnx", "--target", "sm_90", "--dtype", "fp8"], "'fp8' is not one of"),
         (["inspect", "absent.onnx"], "onnxopt: error: absent.onnx does not exist; check the path"),
         (["inspect", "attention.onnx", "--target", "sm_12"], "onnxopt: error: unknown target 'sm_12'; allowed: cpu"),

@@ -65,7 +65,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_policy_is_written_verified_and_emulated(model: Path) -> None:
     cache = measured(model.parent / "fp16", 8, "fp16")
-    result = api.optimize(model, model.parent / "out", target="sm_90", form="plugin", dtype="fp16", cache=cache)
+    result = api.optimize(model, model.parent / "out", target="sm_90", form="plugin", kernel_dtype="fp16", cache=cache)
     (site,) = result.rewritten
     assert "by measured tile times" in site.reason
     assert result.verification is not None and result.verification.passed
@@ -81,7 +81,7 @@ def test_the_portable_form_keeps_it(model: Path) -> None:
     cache = measured(model.parent / "both", 8, "fp32")
     asked: dict[Form, Element | None] = {"plugin": "fp32", "portable": None}
     sites = {
-        form: api.inspect(model, target="sm_90", form=form, dtype=dtype, cache=cache).sites[0]
+        form: api.inspect(model, target="sm_90", form=form, kernel_dtype=dtype, cache=cache).sites[0]
         for form, dtype in asked.items()
     }
     assert sites["plugin"].decision == "rewrite"
@@ -95,7 +95,7 @@ def test_masks_in_front_of_a_plain_softmax_are_kept(element: Element, tmp_path: 
         path = tmp_path / "model.onnx"
         path.write_bytes(weighed_attention(*FORMS[form]).SerializeToString())
         cache = measured(tmp_path / "cache", 2, element)
-        (site,) = api.inspect(path, target="sm_90", form="plugin", dtype=element, cache=cache).sites
+        (site,) = api.inspect(path, target="sm_90", form="plugin", kernel_dtype=element, cache=cache).sites
         assert (site.decision == "rewrite") == (not wanted)
         assert wanted in site.reason
         if wanted:
@@ -112,7 +112,7 @@ def test_an_epsilon_that_fp16_cannot_hold_is_a_reason_to_keep(tmp_path: Path) ->
     wanted: dict[Element, str] = {"fp16": "keep", "bf16": "rewrite"}
     for element, decision in wanted.items():
         cache = measured(tmp_path / "cache", 2, element)
-        (site,) = api.inspect(path, target="sm_90", form="plugin", dtype=element, cache=cache).sites
+        (site,) = api.inspect(path, target="sm_90", form="plugin", kernel_dtype=element, cache=cache).sites
         assert site.decision == decision
         assert ("less than the smallest number of fp16" in site.reason) == (decision == "keep")
 
@@ -154,7 +154,7 @@ def test_requests_for_a_gpu_have_what_optimize_would_use(model: Path, tmp_path: 
 def test_the_policy_of_an_exported_model(corpus_model: Callable[[str], Path], tmp_path: Path) -> None:
     path = corpus_model("dyvit_s_policy.dynamo.op18")
     cache = measured(tmp_path / "cache", 64, "fp16")
-    result = api.optimize(path, tmp_path / "out", target="sm_90", form="plugin", dtype="fp16", cache=cache)
+    result = api.optimize(path, tmp_path / "out", target="sm_90", form="plugin", kernel_dtype="fp16", cache=cache)
     assert result.verification is not None and result.verification.passed
     sites = plugin_sites(onnx.load(result.package / "model.onnx"))
     assert len(sites) == 12

@@ -26,6 +26,14 @@ class WrittenForm(str, Enum):
 
 
 class Dtype(str, Enum):
+    """The types that a model as a whole is written in."""
+
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class KernelDtype(str, Enum):
     """The types that kernels compute in."""
 
     fp16 = "fp16"
@@ -38,6 +46,23 @@ class EngineKind(str, Enum):
     """The engines that can be built."""
 
     rtx = "rtx"
+    tensorrt = "tensorrt"
+
+
+class EngineWay(str, Enum):
+    """How operators of our own get into an engine of TensorRT."""
+
+    aot = "aot"
+    launcher = "launcher"
+    portable = "portable"
+
+
+class TrtexecWay(str, Enum):
+    """How trtexec runs a package."""
+
+    launcher = "launcher"
+    engine = "engine"
+    portable = "portable"
 
 
 class Objective(str, Enum):
@@ -61,7 +86,17 @@ TargetName = Annotated[
 ]
 DtypeOption = Annotated[
     Dtype | None,
-    typer.Option("--dtype", help="The type that kernels compute in (default: the model's own).", show_default=False),
+    typer.Option("--dtype", help="Convert the whole model to this type first (default: none).", show_default=False),
+]
+ConvertIo = Annotated[
+    bool,
+    typer.Option("--convert-io", help="With --dtype: inputs and outputs get the type too."),
+]
+KernelDtypeOption = Annotated[
+    KernelDtype | None,
+    typer.Option(
+        "--kernel-dtype", help="The type that kernels compute in (default: that of the tensors).", show_default=False
+    ),
 ]
 ConvAlgorithms = Annotated[
     bool,

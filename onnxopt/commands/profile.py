@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from onnxopt.commands.options import Dtype, Settings, TargetName, cache_folder
+from onnxopt.commands.options import KernelDtype, Settings, TargetName, cache_folder
 from onnxopt.errors import InputError, MissingError, VerificationError
 
 
@@ -64,7 +64,7 @@ _Shapes = Annotated[
         show_default=False,
     ),
 ]
-_Types = Annotated[list[Dtype] | None, typer.Option("--dtype", help="Types to measure (default: fp16).")]
+_Types = Annotated[list[KernelDtype] | None, typer.Option("--dtype", help="Types to measure (default: fp16).")]
 
 
 def profile(

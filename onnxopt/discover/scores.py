@@ -232,7 +232,7 @@ def _replaces(graph: Graph, nodes: list[NodeProto]) -> bool:
     for node in nodes:
         if node.op_type == "Where":
             values = [graph.constant(name) for name in node.input[1:]]
-            if any(value is not None and value.size and value.max() > SWALLOWING for value in values):
+            if any(value is not None and value.size and float(value.max()) > SWALLOWING for value in values):
                 return True
     return False
 

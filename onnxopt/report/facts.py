@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from onnxopt.deploy.doctor import Check
 from onnxopt.deploy.manifest import FILE_NAME
-from onnxopt.deploy.rtx import EngineInfo
+from onnxopt.deploy.tensorrt_build import EngineInfo
 from onnxopt.measure.bench import Bench
 from onnxopt.measure.cache import CacheFile
 from onnxopt.measure.timing import PairTiming
@@ -37,7 +36,7 @@ def optimize_document(result: OptimizeResult) -> dict[str, Any]:
         "lowered": list(result.lowered),
         "notes": list(result.notes),
         "verification": None if result.verification is None else result.verification.to_json(),
-        "engine": None if result.engine is None else _engine(result.engine),
+        "engine": None if result.engine is None else result.engine.to_json(),
     }
 
 
@@ -53,7 +52,7 @@ def _model(model: WrittenModel) -> dict[str, Any]:
 
 def build_document(info: EngineInfo) -> dict[str, Any]:
     """The document ``onnxopt.build/1``."""
-    return {"schema": BUILD_SCHEMA, **_engine(info)}
+    return {"schema": BUILD_SCHEMA, **info.to_json()}
 
 
 def show_engine(console: Console, info: EngineInfo) -> None:
@@ -64,9 +63,10 @@ def show_engine(console: Console, info: EngineInfo) -> None:
             shape = " x ".join("batch" if size == -1 else str(size) for size in tensor.shape)
             table.add_row(cell(tensor.name), direction, tensor.dtype, shape or "scalar")
     console.print(table)
-    batch = f", batch 1 to {info.max_batch}" if info.max_batch is not None else ""
-    text = f"{info.path}: TensorRT-RTX {info.tensorrt_rtx} for {info.architecture}, {info.layers} layers"
-    console.print(Text(printable(f"{text}, {file_size(info.bytes)}{batch}")), soft_wrap=True)
+    batch = f", batch {info.batch.smallest} to {info.batch.largest}" if info.batch is not None else ""
+    way = f", way {info.way}" if info.way else ""
+    text = f"{info.path}: {info.title}, {info.layers} layers"
+    console.print(Text(printable(f"{text}, {file_size(info.bytes)}{batch}{way}")), soft_wrap=True)
 
 
 def show_bench(console: Console, bench: Bench) -> None:
@@ -117,10 +117,6 @@ def show_cache(console: Console, folder: Path, files: Sequence[CacheFile]) -> No
         for problem in file.problems:
             place = f"{file.path.name}, line {problem.line}" if problem.line else file.path.name
             console.print(bullet(f"{place}: {problem.reason}"))
-
-
-def _engine(info: EngineInfo) -> dict[str, Any]:
-    return {**asdict(info), "path": str(info.path)}
 
 
 def _timing(timing: PairTiming) -> list[str]:

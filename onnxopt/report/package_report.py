@@ -113,5 +113,5 @@ def _list_in_manifest(folder: Path, manifest: Manifest, added: Collection[str]) 
         versions=manifest.versions,
         source=manifest.source,
         files={entry.path for entry in manifest.files} | set(added),
-        engines={entry.path: entry.target for entry in manifest.files},
+        engines=manifest.engines,
     )

@@ -105,6 +105,7 @@ def _header(plan: PlanDocument, versions: Mapping[str, str]) -> str:
         ("target", text(plan.target)),
         ("form", text(plan.form)),
         ("model", f"{count(plan.nodes)} nodes, opset {plan.opset}"),
+        *([("converted to", text(plan.dtype))] if plan.dtype else []),
         ("written by", built or "unknown versions"),
     ]
     return (

@@ -76,7 +76,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class PlanDocument:
-    """What ``plan.json`` says about a model; ``algorithms`` is its field ``conv_algorithms`` as it is."""
+    """What ``plan.json`` says about a model; ``algorithms`` is its field ``conv_algorithms`` as it is.
+
+    ``dtype`` is the type that the model was converted to, empty where it keeps its own.
+    """
 
     model: str
     opset: int
@@ -86,6 +89,7 @@ class PlanDocument:
     sites: tuple[PlanSite, ...]
     refusals: tuple[Refused, ...]
     algorithms: Any = None
+    dtype: str = ""
 
 
 def read_plan(path: Path) -> PlanDocument:
@@ -120,6 +124,7 @@ def parse_plan(document: Any) -> PlanDocument:
         sites,
         tuple(_refused(entry, number) for number, entry in enumerate(_list(document, "refusals"))),
         document.get("conv_algorithms"),
+        _text(model, "dtype", "model") if "dtype" in model else "",
     )
 
 

@@ -15,7 +15,7 @@ from onnxopt.report.console import message_console, printable, wants_plain
 
 
 class Phase(Protocol):
-    """How far the build of an engine is; see :class:`onnxopt.deploy.rtx.BuildProgress`."""
+    """How far the build of an engine is; see :class:`onnxopt.deploy.tensorrt_build.BuildProgress`."""
 
     @property
     def phase(self) -> str: ...

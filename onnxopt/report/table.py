@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxopt.decide import SiteReport
+from onnxopt.deploy.packaged_kernels import FOLDER
 from onnxopt.deploy.rtx import ARCHITECTURES as RTX_ARCHITECTURES
 from onnxopt.discover.refusal import Refusal
 from onnxopt.package import RTX_ENGINE
@@ -20,7 +21,6 @@ from onnxopt.report.algorithms import COLUMNS, TEXT_COLUMNS, algorithm_cells, su
 from onnxopt.report.console import printable
 from onnxopt.report.sites import SiteGroup, group_sites
 from onnxopt.results import Inspection, OptimizeResult, WrittenModel
-from onnxopt.site_kernels import FOLDER
 from onnxopt.verification import VerifyReport
 
 _STYLES = {"rewrite": "green", "keep": "", "ok": "green", "off": "red", "limited": "yellow", "missing": "yellow"}
@@ -96,7 +96,8 @@ def file_size(count: int) -> str:
 
 def _header(inspection: Inspection) -> Text:
     target = inspection.target
-    text = f"{inspection.path}: opset {inspection.opset}, {inspection.nodes} nodes"
+    converted = "" if inspection.dtype is None else f" in {inspection.dtype}"
+    text = f"{inspection.path}{converted}: opset {inspection.opset}, {inspection.nodes} nodes"
     note = f" ({target.note})" if target.note else ""
     return Text(printable(f"{text}; target {target.name}{note}, form {inspection.form}"), style="bold")
 
@@ -223,8 +224,7 @@ def _facts(result: OptimizeResult) -> list[tuple[str, str]]:
     rows += [("note", note) for note in result.notes]
     if result.engine is not None:
         engine = result.engine
-        name = f"TensorRT-RTX {engine.tensorrt_rtx} for {engine.architecture}"
-        rows.append(("engine", f"{name}: {engine.layers} layers, {file_size(engine.bytes)}"))
+        rows.append(("engine", f"{engine.title}: {engine.layers} layers, {file_size(engine.bytes)}"))
     rows.append(("package", str(result.package)))
     files = sorted(path for path in result.package.iterdir() if path.is_file())
     rows += [("", f"{path.name} ({file_size(path.stat().st_size)})") for path in files]

@@ -46,6 +46,7 @@ def verify_models(
     inputs: Mapping[str, Array] | None = None,
     sites: Sequence[tuple[str, str]] = (),
     baseline: onnx.ModelProto | None = None,
+    rounded: bool = False,
     threads: int = 2,
     progress: Progress | None = None,
 ) -> VerifyReport:
@@ -55,7 +56,7 @@ def verify_models(
     dimension is symbolic), or `inputs` as they are, once. `sites` are pairs (site id, name of a tensor in
     both models): if the models disagree, the first of them that is off is reported. `baseline` is the
     original in reduced precision, where the candidate is in that; its error against the original sets the
-    bounds.
+    bounds. `rounded` says that both are float32 models that round on their own, and run as they are.
 
     A draw on which a decision (TopK, a comparison) falls differently on numbers that agree is drawn again,
     at most 8 times, then it fails.
@@ -75,7 +76,7 @@ def verify_models(
     original, candidate, cut = cut_unknown(original, candidate)
     tell = progress or _silent
     tell("choosing the reference")
-    setup = make_setup(original, candidate, baseline, threads=threads)
+    setup = make_setup(original, candidate, baseline, rounded=rounded, threads=threads)
     if cut:
         note = f"ONNX Runtime does not know {', '.join(cut)}: the models were compared up to and from there"
         setup = replace(setup, notes=(*setup.notes, note))

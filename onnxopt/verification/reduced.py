@@ -1,17 +1,18 @@
-"""Comparing a model whose rewritten sites compute in another type than the rest of it.
+"""Comparing a model that computes in another type than the original, in its rewritten sites or as a whole.
 
-Such a site has casts in front and behind. Two questions are asked: whether the model computes the same with the casts
-left out, by the rule of fp32, and whether with them it is as good as the original whose tensors are rounded in the
-same places.
+A site of another type has casts in front and behind. Two questions are asked: whether the model computes the same with
+the casts left out, by the rule of fp32, and whether with them it is as good as the original whose tensors are rounded
+in the same places. A model that was converted as a whole is held against the float32 original: it may be off by twice
+of what the converted original is, which has not been rewritten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto
 
 from onnxopt.lower.operator_nodes import CAST_LABEL
 from onnxopt.lower.rewrite import DOMAIN, NODE_PREFIX, copy_of
@@ -19,6 +20,8 @@ from onnxopt.model.graph import attribute
 from onnxopt.verification.compare import Array
 from onnxopt.verification.models import verify_models
 from onnxopt.verification.outcome import VerifyReport
+from onnxopt.verification.precision import converted_original, round_trip, rounding
+from onnxopt.verification.widen import widen
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,18 @@ def verify_rewritten(
     inputs: Mapping[str, Array] | None = None,
     sites: Sequence[tuple[str, str]] = (),
     draws: int = 3,
+    converted: onnx.ModelProto | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> VerifyReport:
     """:func:`verify_models` by the rule that belongs to what onnxopt wrote into ``candidate``.
 
     Where sites of a wider model compute in fp16, both comparisons have to pass: the report is that of the first that
-    does not, else that of the model as it is, with a note on the other one.
+    does not, else that of the model as it is, with a note on the other one. Where the candidate says that it was
+    converted and the original was not, ``converted`` is the converted original, made here if it is not given.
     """
+    converted = converted or converted_original(original, candidate)
+    if converted is not None:
+        return _verify_converted(original, candidate, converted, inputs, sites, draws, progress)
 
     def compared(other: onnx.ModelProto, baseline: onnx.ModelProto | None = None) -> VerifyReport:
         return verify_models(
@@ -57,17 +65,64 @@ def verify_rewritten(
     if not exact.passed:
         return replace(exact, notes=(*exact.notes, "compared with the sites in float32: rounding is not the cause"))
     report = compared(candidate, _rounding_too(original, rounded))
-    worst = exact.worst
-    error = f": max error {worst.max_error:.2g} (allowed {worst.max_bound:.2g})" if worst is not None else ""
     notes = (
-        f"with the rewritten sites in float32 the models agree by the rule of fp32{error}",
+        f"with the rewritten sites in float32 the models agree by the rule of fp32{_largest_error(exact)}",
         "bounds are those of the original with the tensors around the rewritten sites rounded to fp16",
     )
     return replace(report, notes=(*report.notes, *notes))
 
 
-def _rounded(original: onnx.ModelProto, candidate: onnx.ModelProto) -> list[_Rounded]:
-    """What the sites round that the candidate has and the original has not."""
+def _verify_converted(
+    original: onnx.ModelProto,
+    candidate: onnx.ModelProto,
+    converted: onnx.ModelProto,
+    inputs: Mapping[str, Array] | None,
+    sites: Sequence[tuple[str, str]],
+    draws: int,
+    progress: Callable[[str], None] | None,
+) -> VerifyReport:
+    """Two comparisons, the report being that of the first that does not pass, else of the second.
+
+    The candidate beside the converted original, both in float32, by the rule of fp32; and the candidate beside the
+    float32 original, with bounds from the converted original, both run rounded.
+    """
+    exact = verify_models(
+        *(widen(model, TensorProto.FLOAT) for model in (converted, candidate)),
+        draws=draws,
+        inputs=inputs,
+        sites=sites,
+        progress=progress,
+    )
+    if not exact.passed:
+        return replace(exact, notes=(*exact.notes, "compared in float32 throughout: rounding is not the cause"))
+    rounded = _rounded(converted, candidate, (TensorProto.FLOAT16, TensorProto.BFLOAT16))
+    report = verify_models(
+        original,
+        rounding(candidate),
+        draws=draws,
+        inputs=inputs,
+        sites=sites,
+        baseline=rounding(_rounding_too(converted, rounded) if rounded else converted),
+        rounded=True,
+        progress=progress,
+    )
+    notes = (
+        f"with every type widened to float32 the models agree by the rule of fp32{_largest_error(exact)}",
+        "bounds are twice the errors of the converted original, which was not rewritten, against the float32 original; "
+        "both were run node by node in float32, each result rounded to its type",
+    )
+    return replace(report, notes=(*report.notes, *notes))
+
+
+def _largest_error(report: VerifyReport) -> str:
+    worst = report.worst
+    return "" if worst is None else f": max error {worst.max_error:.2g} (allowed {worst.max_bound:.2g})"
+
+
+def _rounded(
+    original: onnx.ModelProto, candidate: onnx.ModelProto, kinds: Collection[int] = (TensorProto.FLOAT16,)
+) -> list[_Rounded]:
+    """What the sites round to one of ``kinds`` that the candidate has and the original has not."""
     known = {node.name for node in original.graph.node if node.name.startswith(NODE_PREFIX)}
     tensors = {name for node in original.graph.node for name in node.output}
     tensors |= {value.name for value in original.graph.input}
@@ -80,12 +135,13 @@ def _rounded(original: onnx.ModelProto, candidate: onnx.ModelProto) -> list[_Rou
     makers = {name: node for node in original.graph.node for name in node.output}
     found = []
     for own_casts in casts.values():
-        into = [n for n in own_casts if attribute(n, "to") == TensorProto.FLOAT16 and n.input[0] in tensors]
-        back = [n for n in own_casts if n.output[0] in tensors and attribute(n, "to") != TensorProto.FLOAT16]
+        into = [n for n in own_casts if attribute(n, "to") in kinds and n.input[0] in tensors]
+        kind = _type_to(into[0]) if into else 0
+        back = [n for n in own_casts if n.output[0] in tensors and attribute(n, "to") != kind]
         if into and back:
             given, made = [n.input[0] for n in into], [n.output[0] for n in back]
             names = dict.fromkeys([*given, *_convolved(makers, given, made), *made])
-            found.append(_Rounded(tuple(names), TensorProto.FLOAT16, _type_to(back[0])))
+            found.append(_Rounded(tuple(names), kind, _type_to(back[0])))
     return found
 
 
@@ -142,7 +198,7 @@ def _rounding_too(original: onnx.ModelProto, rounded: Sequence[_Rounded]) -> onn
     renamed = {}
     for name in (n for n in of if n in given):
         renamed[name] = f"{name}/rounded"
-        nodes += _round_trip(name, renamed[name], of[name])
+        nodes += round_trip(name, renamed[name], *of[name])
     for node in original.graph.node:
         copy = NodeProto()
         copy.CopyFrom(node)
@@ -152,16 +208,7 @@ def _rounding_too(original: onnx.ModelProto, rounded: Sequence[_Rounded]) -> onn
         for place, name in enumerate(node.output):
             if name in of:
                 copy.output[place] = f"{name}/exact"
-                nodes += _round_trip(copy.output[place], name, of[name])
+                nodes += round_trip(copy.output[place], name, *of[name])
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
-
-
-def _round_trip(source: str, target: str, types: tuple[int, int]) -> list[NodeProto]:
-    """Casts of a tensor to a narrower type and back."""
-    narrow = f"{target}/narrow"
-    return [
-        helper.make_node("Cast", [source], [narrow], to=types[0]),
-        helper.make_node("Cast", [narrow], [target], to=types[1]),
-    ]

@@ -68,16 +68,22 @@ class Run:
 
 
 def make_setup(
-    original: onnx.ModelProto, candidate: onnx.ModelProto, baseline: onnx.ModelProto | None, *, threads: int
+    original: onnx.ModelProto,
+    candidate: onnx.ModelProto,
+    baseline: onnx.ModelProto | None,
+    *,
+    rounded: bool = False,
+    threads: int,
 ) -> Setup:
     """Chooses the reference.
 
-    A model with bfloat16 is compared after widening it, since ONNX Runtime has no kernels for it. With a
+    A model with bfloat16 is compared after widening it, since ONNX Runtime has no kernels for it, unless candidate and
+    baseline are float32 models that round to it (`rounded`). With a
     baseline, or where the original is itself in half precision, the rule is that of reduced precision.
     Otherwise the original runs in float64 where every operator has a kernel for it, and as it is where not.
     """
     first = original if baseline is None else baseline
-    if uses_type(first, TensorProto.BFLOAT16) or uses_type(candidate, TensorProto.BFLOAT16):
+    if not rounded and (uses_type(first, TensorProto.BFLOAT16) or uses_type(candidate, TensorProto.BFLOAT16)):
         note = "ONNX Runtime has no bfloat16 kernels: both models were compared in float32"
         return Setup(
             widen(first, TensorProto.FLOAT),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from onnxopt.verification.cut import cut_unknown
 from onnxopt.verification.inputs import draw_inputs
 from onnxopt.verification.kernel_rule import ERROR_FLOOR, ERROR_RATIO, rounded_to
 from onnxopt.verification.outcome import DrawReport, SiteReport, VerifyReport
+from onnxopt.verification.precision import converted_original
 from onnxopt.verification.reduced import verify_rewritten
 from onnxopt.verification.sessions import opened, with_outputs
 from onnxopt.verification.widen import uses_type, widen
@@ -57,24 +59,28 @@ def verify_written(
     inputs: Mapping[str, Array] | None = None,
     sites: Sequence[tuple[str, str]] = (),
     draws: int = 3,
+    converted: ModelProto | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> VerifyReport:
     """:func:`verify_rewritten`; layers by Winograd's algorithms that the original has not are judged by their own rule.
 
-    That is done on one random input, or the given one.
+    That is done on one random input, or the given one. Layers of a converted model are held against the converted
+    original's, which is ``converted`` where it is known already.
     """
-    known = {layer.site for layer in plugin_algorithms(original)}
+    converted = converted or converted_original(original, candidate)
+    compare = partial(verify_rewritten, original, inputs=inputs, draws=draws, converted=converted, progress=progress)
+    own_original = converted or original
+    known = {layer.site for layer in plugin_algorithms(own_original)}
     found = [layer for layer in plugin_algorithms(candidate) if layer.winograd and layer.site not in known]
-    layers = [_layer(original, candidate, steps) for steps in found]
+    layers = [_layer(own_original, candidate, steps) for steps in found]
     if not layers:
-        return verify_rewritten(original, candidate, inputs=inputs, sites=sites, draws=draws, progress=progress)
+        return compare(candidate, sites=sites)
     own = {layer.steps.site for layer in layers}
     others = [(site, name) for site, name in sites if site not in own]
-    plain = _with_plain(original, candidate, layers)
-    report = verify_rewritten(original, plain, inputs=inputs, sites=others, draws=draws, progress=progress)
+    report = compare(_with_plain(own_original, candidate, layers), sites=others)
     if progress is not None:
         progress("judging Winograd's layers by their own rule")
-    outputs, note = _judged(original, candidate, layers, inputs)
+    outputs, note = _judged(own_original, candidate, layers, inputs)
     judged = DrawReport(None if inputs is not None else 1, 0, None if inputs is not None else 0, REFERENCE, outputs)
     bad = next((n for n, output in enumerate(outputs) if not output.passed), None)
     first_bad = report.first_bad_site
