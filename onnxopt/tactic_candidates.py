@@ -18,7 +18,15 @@ from onnxopt.plan.block.planning import plan_block
 from onnxopt.plan.block.types import BlockSchedule
 from onnxopt.plan.group_conv_resources import conv_resources
 from onnxopt.plan.roofline import SMALL_SHARED_BYTES
-from onnxopt.plan.tables import AttentionTables, ConvTables, NoTables, attention_tables, conv_tables
+from onnxopt.plan.tables import (
+    AttentionTables,
+    ConvTables,
+    MergeTables,
+    NoTables,
+    SumTables,
+    attention_tables,
+    conv_tables,
+)
 from onnxopt.site_reports import SCHEDULES_TRIED, Planning
 from onnxopt.target import GpuProfile
 from onnxopt.validate import (
@@ -114,8 +122,10 @@ def prove(site: str, source: Source) -> None:
 
 def _second(source: Source) -> tuple[str, dict[str, Any], dict[str, Any]] | None:
     tables = source.tables
-    second = tables.merge if isinstance(tables, AttentionTables) else None
-    if isinstance(tables, ConvTables):
+    second: MergeTables | SumTables | None = None
+    if isinstance(tables, AttentionTables):
+        second = tables.merge
+    elif isinstance(tables, ConvTables):
         second = tables.sum
     return None if second is None else (second.operator(), dict(second.kernel), dict(second.arrays()))
 

@@ -148,6 +148,7 @@ def _plan_facts(site: PlanSite) -> list[tuple[str, str]]:
     rows += [
         ("type", text(site.text("dtype"))),
         ("compiled kernel", _kernel(site.fields.get("compiled_kernel"))),
+        ("tactics of an engine", _tactics(site)),
         ("order of rows", _entries(site.fields.get("reorder"))),
         ("variants", _entries(site.fields.get("variants"))),
         ("solver", _solver(site.fields.get("solver"))),
@@ -172,6 +173,20 @@ def _kernel(found: Any) -> str:
         if _is_count(found.get(name)):
             parts.append(plural(found[name], noun, "bytes of shared memory" if name == "shared_bytes" else ""))
     return ", ".join(parts)
+
+
+def _tactics(site: PlanSite) -> str:
+    """The schedules that an engine chooses among, a line each; empty where it has no choice."""
+    found = site.fields.get("tactics")
+    tactics = found[:_SHOWN_VARIANTS] if isinstance(found, list) and len(found) > 1 else []
+    lines = [f"{_predicted(tactic)}{_kernel(tactic)}" for tactic in tactics if isinstance(tactic, dict)]
+    note = site.text("tactics_note")
+    return "<br>".join([*lines, text(note)] if note else lines)
+
+
+def _predicted(tactic: dict[str, Any]) -> str:
+    found = tactic.get("predicted_us")
+    return f"{microseconds(found)}: " if isinstance(found, float) else ""
 
 
 def _solver(found: Any) -> str:

@@ -329,6 +329,16 @@ def test_a_convolution_shows_its_own_kernel_beside_the_compiled_one() -> None:
     assert "implicit_gemm is chosen." in words
 
 
+def test_the_tactics_of_an_engine_are_listed_and_what_they_lack_is_said() -> None:
+    tactics = [{"predicted_us": 12.5, "registers": 92, "shared_bytes": 50000}, {"predicted_us": 13.0, "registers": 64}]
+    page = _page([plan_site(tactics=tactics, tactics_note="none is <small>")], {})
+    words = "".join(_checked(page).words)
+    assert "12.50 µs: 92 registers, 50,000 bytes of shared memory" in words
+    assert "13.00 µs: 64 registers" in words
+    assert "none is <small>" in words
+    assert "tactics of an engine" not in _page([plan_site(tactics=["rubbish", 3])], {})
+
+
 def test_sites_without_a_schedule_and_refusals_are_listed_by_their_reason() -> None:
     kept = [
         {
