@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := build/demo
 
-.PHONY: env demo test test-all lint format bench gpu gpu-job clean
+.PHONY: env demo test test-all lint format bench launcher gpu gpu-job clean
 
 env: $(READY)
 
@@ -46,6 +46,11 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.planner
 	$(BIN)/python -m benchmarks.portable_cpu
+
+# The library by which TensorRT launches the kernels of a package; TENSORRT_INCLUDE names the folder of TensorRT's headers
+# where they are in none of the usual places.
+launcher: $(READY)
+	$(BIN)/python -m onnxopt.deploy.launcher $(TENSORRT_INCLUDE)
 
 # Everything that waits for a GPU: kernels against float64, tile times into the tuning records, our attention beside
 # PyTorch's where it is installed, and MODELS as a whole, for which HOST needs PyTorch, NumPy and cuda-bindings.

@@ -26,6 +26,7 @@ _NAMES = [
     "cuobjdump",
     "nvdisasm",
     "trtexec",
+    "launcher library",
     "disk space",
     "cache folder",
 ]
