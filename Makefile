@@ -71,6 +71,7 @@ ifdef MODELS
 	rm -rf build/gpu-models
 	$(BIN)/python -m benchmarks.whole_model_gpu_job $(MODELS) --out build/gpu-models --target auto
 	$(HOST) build/gpu-models/whole_model.py --out $(RESULTS)/whole_models.jsonl
+	$(BIN)/python -m benchmarks.tensorrt_gpu $(MODELS) --out $(RESULTS)/engines.jsonl || test $$? -eq 4
 endif
 ifneq ($(CONV_MODELS)$(ALGORITHM_MODELS),)
 	rm -rf build/gpu-conv

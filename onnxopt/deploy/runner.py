@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxopt.deploy import tensorrt
 from onnxopt.deploy.child import module_command
-from onnxopt.deploy.manifest import BuiltFor, check_manifest
+from onnxopt.deploy.manifest import BuiltFor, check_manifest, file_sha256
 from onnxopt.deploy.runner_engine import MAX_ITERATIONS
 from onnxopt.deploy.tensorrt import launcher_library
 from onnxopt.deploy.tensorrt_build import TENSORRT, TENSORRT_RTX, BuildProgress, Library, run_worker
@@ -89,29 +89,68 @@ def run_package(
     if entry is None or entry.built is None:
         raise InputError(f"{folder}: has no {name}; build it with: onnxopt build {folder} --engine {engine}")
     device = check_place(folder / name, entry.built, library)
+    plugins = launcher_library(launcher) if entry.built.way == "launcher" else None
+    done, outputs = _executed(
+        folder / name,
+        entry.sha256,
+        Path(inputs),
+        library,
+        iterations,
+        graph=graph,
+        launcher=plugins,
+        out=out,
+        progress=progress,
+    )
+    notes = [f"no CUDA graph: {done['note']}"] if done["note"] else []
+    if entry.built.driver and entry.built.driver != device.driver_version:
+        notes.append(f"built with a driver for {entry.built.driver}; this one is for {device.driver_version}")
+    return EngineRun(folder / name, entry.built, device.name, done["latency"], outputs, tuple(notes))
+
+
+def run_engine(
+    engine: Path, inputs: Path, *, iterations: int = 100, graph: bool = True, launcher: Path | None = None
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Run a TensorRT engine that was just built on this machine, and trusted for that; its latency and outputs.
+
+    ``launcher`` is the library of plugins that it needs, if any. Raises as :func:`run_package`, but checks no manifest.
+    """
+    done, outputs = _executed(engine, file_sha256(engine), inputs, TENSORRT, iterations, graph=graph, launcher=launcher)
+    return done["latency"], outputs
+
+
+def _executed(
+    engine: Path,
+    sha256: str,
+    inputs: Path,
+    library: Library,
+    iterations: int,
+    *,
+    graph: bool,
+    launcher: Path | None,
+    out: str | Path | None = None,
+    progress: Callable[[BuildProgress], None] | None = None,
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    """What the worker says of a run, and the outputs."""
     with tempfile.TemporaryDirectory(prefix="onnxopt-run-") as place:
         made = Path(place) / "outputs.npz"
         request = {
             "library": library.module,
-            "engine": str((folder / name).absolute()),
-            "sha256": entry.sha256,
-            "inputs": str(Path(inputs).absolute()),
+            "engine": str(engine.absolute()),
+            "sha256": sha256,
+            "inputs": str(inputs.absolute()),
             "outputs": str(made),
             "iterations": iterations,
             "warm_up": _WARM_UP,
             "graph": graph,
         }
-        if entry.built.way == "launcher":
-            request["launcher"] = str(launcher_library(launcher))
-        done = run_worker(module_command(_WORKER), request, library, str(folder), progress, doing="run")
+        if launcher is not None:
+            request["launcher"] = str(launcher)
+        done = run_worker(module_command(_WORKER), request, library, str(engine), progress, doing="run")
         with np.load(made, allow_pickle=False) as arrays:
-            outputs = {name: arrays[name] for name in arrays.files}
+            outputs: dict[str, Array] = {name: arrays[name] for name in arrays.files}
         if out is not None:
             _copy(made, Path(out))
-    notes = [f"no CUDA graph: {done['note']}"] if done["note"] else []
-    if entry.built.driver and entry.built.driver != device.driver_version:
-        notes.append(f"built with a driver for {entry.built.driver}; this one is for {device.driver_version}")
-    return EngineRun(folder / name, entry.built, device.name, done["latency"], outputs, tuple(notes))
+    return dict(done), outputs
 
 
 def check_place(engine: Path, built: BuiltFor, library: Library) -> Device:
