@@ -213,7 +213,7 @@ def test_a_package_falls_back_to_the_portable_model(folder: Path) -> None:
         _bench(folder, fake(folder), way="engine")
     with pytest.raises(MissingError, match="there is no launcher library"):
         _bench(folder, fake(folder), way="launcher")
-    with pytest.raises(InputError, match="--launcher none.so: is no file"):
+    with pytest.raises(InputError, match="--launcher none.so: there is no launcher library"):
         _bench(folder, fake(folder), launcher=Path("none.so"))
     (folder / "m.onnxopt" / "model.portable.onnx").unlink()
     write_list(folder)

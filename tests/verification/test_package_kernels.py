@@ -64,7 +64,8 @@ def _changed(package: Path, place: Path, change: Change, *, listed: bool) -> Pat
 
 
 def _ptx(package: Path) -> Path:
-    (path,) = (package / "kernels").glob("*.ptx")
+    """The PTX of the operator alone; those of an engine's tactics have a number in their names."""
+    (path,) = (path for path in (package / "kernels").glob("*.ptx") if "." not in path.stem)
     return path
 
 
