@@ -23,7 +23,12 @@ RTX_ENGINE = "model.rtx.engine"
 
 
 def default_folder(model: Path) -> Path:
-    """Where the package of a model goes: ``swin.onnx`` to ``swin.onnxopt`` beside it."""
+    """Where the package of a model goes: ``swin.onnx`` to ``swin.onnxopt`` beside it.
+
+    Raises InputError for what can only be a folder.
+    """
+    if not model.name:
+        raise InputError(f"'{model}' is a folder, not a file; give the path of a model")
     return model.with_suffix(".onnxopt")
 
 
@@ -122,6 +127,8 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 def _refuse_foreign(place: Path, shown: Path) -> None:
     """Only what a manifest of ours lists may be replaced."""
     found = {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir() or path.is_symlink()}
+    # Whoever imports the package's plugin module leaves its byte code there.
+    found -= {name for name in found if name.startswith("__pycache__/") and name.endswith(".pyc")}
     if not found:
         return
     advice = "choose another folder with -o, or empty it"

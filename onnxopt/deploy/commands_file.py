@@ -18,7 +18,8 @@ from onnxopt.model.graph import runtime_inputs, symbolic_batch, view
 
 COMMANDS = "trtexec.txt"
 
-_LAUNCHER_ENGINE = "model.launcher.engine"
+# Beside the package: what is in one but not in its manifest keeps it from being replaced.
+_LAUNCHER_ENGINE = "../model.launcher.engine"
 _LINE = 118
 
 
@@ -37,7 +38,7 @@ def commands_text(model: ModelProto, batch: BatchRange) -> str:
     """
     shapes = _shapes(model, batch)
     plugins = ["trtexec", f"--staticPlugins=/path/to/{LIBRARY}"]
-    build = [*plugins, f"--onnx={LAUNCHER_MODEL}", "--stronglyTyped", f"--saveEngine={_LAUNCHER_ENGINE}"]
+    build = [*plugins, f"--onnx={LAUNCHER_MODEL}", "--stronglyTyped", "--noTF32", f"--saveEngine={_LAUNCHER_ENGINE}"]
     load = [*plugins, f"--loadEngine={_LAUNCHER_ENGINE}"]
     best = [f"--shapes={shapes[1]}"] if shapes else []
     ranges = [f"--{name}Shapes={text}" for name, text in zip(("min", "opt", "max"), shapes, strict=False)]
@@ -46,11 +47,13 @@ def commands_text(model: ModelProto, batch: BatchRange) -> str:
         launcher library, which is built once for all models, where onnxopt is installed and TensorRT's headers are:""",
         _command([f"{INCLUDE_VARIABLE}=/path/to/TensorRT/include", "python", "-m", "onnxopt.deploy.launcher"]),
         """In the package's folder, with the path of the library that this has made, trtexec builds an engine on the
-        machine that will run it. TensorRT 11 is always strongly typed and ignores the flag.""",
+        machine that will run it. TensorRT 11 is always strongly typed and ignores that flag. Without --noTF32 float32
+        products may be rounded to TF32, with which nothing was verified.""",
         _command([*build, *ranges]),
         "The engine holds the kernels, and needs the library wherever it is loaded:",
         _command([*load, *best]),
-        """An engine that `onnxopt build --engine tensorrt` makes of the generated module needs no library at all:""",
+        """An engine that `onnxopt build --engine tensorrt` makes of the generated module, its default way, needs no
+        library at all:""",
         _command(["trtexec", "--loadEngine=model.tensorrt.engine", *best]),
     ]
     return "\n\n".join(part if part.startswith("  ") else textwrap.fill(_flat(part), _LINE) for part in parts) + "\n"

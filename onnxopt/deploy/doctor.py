@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onnxopt.deploy.launcher import INCLUDE_VARIABLE, find_headers, find_launcher
+from onnxopt.deploy.tensorrt_machine import PIP as TENSORRT_PIP
 from onnxopt.errors import MissingError
 from onnxopt.kernels.packages import tool, toolchain
 from onnxopt.target.device import find_device
@@ -55,7 +56,7 @@ def examine(cache: Path | None = None) -> list[Check]:
         _package("onnx", "reading and writing models", "pip install 'onnx>=1.21'"),
         _package("onnxruntime", "verifying, and measuring on the CPU", "pip install onnxruntime"),
         _package("tensorrt_rtx", "building engines without a GPU", "pip install 'onnxopt[rtx]'"),
-        _package("tensorrt", "building and running TensorRT engines", "pip install 'onnxopt[tensorrt]'"),
+        _package("tensorrt", "building and running TensorRT engines", TENSORRT_PIP),
         _package("cuda.bindings", "compiling kernels, and finding a GPU", "pip install 'cuda-bindings>=13.0,<13.1'"),
         _nvrtc(),
         _gpu(),

@@ -20,8 +20,8 @@ from onnxopt.deploy.manifest_document import FILE_NAME as FILE_NAME
 from onnxopt.deploy.manifest_document import BuiltFor as BuiltFor
 from onnxopt.deploy.manifest_document import FileEntry as FileEntry
 from onnxopt.deploy.manifest_document import Manifest as Manifest
+from onnxopt.deploy.manifest_document import NewerError, checked_path, document_of, parsed
 from onnxopt.deploy.manifest_document import Source as Source
-from onnxopt.deploy.manifest_document import checked_path, document_of, parsed
 from onnxopt.errors import InputError
 from onnxopt.model.files import atomic_write, read_file
 
@@ -85,6 +85,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise InputError(f"{path} is not valid JSON ({error}); optimize the model again") from None
     try:
         return parsed(document)
+    except NewerError as error:
+        raise InputError(f"{path}: {error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}; optimize the model again, or get the package again") from None
 

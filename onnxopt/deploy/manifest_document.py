@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, shown
 
 SCHEMA = "onnxopt.manifest/1"
 FILE_NAME = "manifest.json"
@@ -18,6 +18,10 @@ _MAX_FILES = 10_000
 _MAX_FILE_BYTES = 1 << 46
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SCHEMA_FORM = re.compile(r"onnxopt\.manifest/([0-9]{1,9})")
+
+
+class NewerError(InputError):
+    """A newer version wrote this; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,11 @@ def _check_schema(schema: Any) -> None:
         return
     form = _SCHEMA_FORM.fullmatch(schema) if isinstance(schema, str) else None
     if form and int(form[1]) > int(SCHEMA.rpartition("/")[2]):
-        raise InputError(
+        raise NewerError(
             f"the schema is '{schema}' and this version reads '{SCHEMA}': it was written by a newer version "
             "of onnxopt; upgrade with `pip install --upgrade onnxopt`"
         )
-    raise InputError(f"field 'schema' is {_shown(schema)}; this version reads '{SCHEMA}'")
+    raise InputError(f"field 'schema' is {shown(schema)}; this version reads '{SCHEMA}'")
 
 
 def _check_writer(written_by: Any) -> None:
@@ -150,8 +154,8 @@ def _check_writer(written_by: Any) -> None:
 
     found = _numbers(written_by) if isinstance(written_by, str) else ()
     if found > _numbers(__version__):
-        raise InputError(
-            f"it was written by onnxopt {_shown(written_by)} and this is {__version__}; upgrade with "
+        raise NewerError(
+            f"it was written by onnxopt {shown(written_by)} and this is {__version__}; upgrade with "
             "`pip install --upgrade onnxopt`"
         )
 
@@ -167,11 +171,11 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _parsed_file(entry: Any) -> FileEntry:
     if not isinstance(entry, dict):
-        raise InputError(f"field 'files' has the entry {_shown(entry)}; a file is an object")
+        raise InputError(f"field 'files' has the entry {shown(entry)}; a file is an object")
     path = checked_path(entry.get("path"), "field 'files'")
     size = entry.get("bytes")
     if not _is_size(size, _MAX_FILE_BYTES):
-        raise InputError(f"'{path}' has the size {_shown(size)}; allowed: 0 to {_MAX_FILE_BYTES:,} bytes")
+        raise InputError(f"'{path}' has the size {shown(size)}; allowed: 0 to {_MAX_FILE_BYTES:,} bytes")
     return FileEntry(path, size, _digest(entry.get("sha256"), f"files: '{path}'"), _parsed_built(path, entry))
 
 
@@ -196,8 +200,7 @@ def checked_path(path: Any, where: str) -> str:
     )
     if not plain:
         raise InputError(
-            f"{where} names {_shown(path)}; allowed: a plain path below the folder, without '..', other than "
-            f"{FILE_NAME}"
+            f"{where} names {shown(path)}; allowed: a plain path below the folder, without '..', other than {FILE_NAME}"
         )
     return str(path)
 
@@ -208,16 +211,11 @@ def _is_size(value: Any, limit: int) -> TypeGuard[int]:
 
 def _digest(value: Any, where: str) -> str:
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise InputError(f"{where} has the SHA-256 {_shown(value)}; allowed: 64 lower-case hexadecimal digits")
+        raise InputError(f"{where} has the SHA-256 {shown(value)}; allowed: 64 lower-case hexadecimal digits")
     return value
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= 200 or not value.isprintable():
-        raise InputError(f"field '{where}' is {_shown(value)}; allowed: a text of 1 to 200 characters")
+        raise InputError(f"field '{where}' is {shown(value)}; allowed: a text of 1 to 200 characters")
     return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -104,7 +104,7 @@ def _capability(arch: str) -> str:
     if arch not in ARCHITECTURES:
         raise InputError(
             f"TensorRT-RTX does not build engines for '{arch}'; allowed: {', '.join(ARCHITECTURES)}. "
-            "Choose one of them as the target"
+            "Choose one of them as the target, or build with --engine tensorrt on a machine with that GPU"
         )
     return arch.replace("_", "").upper()
 

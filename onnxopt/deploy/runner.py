@@ -82,6 +82,8 @@ def run_package(
     the library.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is no folder; give a package that `onnxopt optimize` has written")
     if not 1 <= iterations <= MAX_ITERATIONS:
         raise InputError(f"--iterations is {iterations}; allowed: 1 to {MAX_ITERATIONS:,}")
     library, name = _LIBRARIES[engine], _FILES[engine]

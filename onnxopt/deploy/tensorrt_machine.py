@@ -11,7 +11,10 @@ from onnxopt.deploy.tensorrt_build import TENSORRT, WORKER, Library
 from onnxopt.errors import InputError, MissingError
 from onnxopt.target.device import Device, find_device
 
-INSTALL = "install one that works with: pip install 'onnxopt[tensorrt]' --extra-index-url https://pypi.nvidia.com"
+PIP = "pip install 'onnxopt[tensorrt]' --extra-index-url https://pypi.nvidia.com"
+"""The command that installs a TensorRT that works."""
+
+INSTALL = f"install one that works with: {PIP}"
 """How to get a TensorRT that works, for messages."""
 
 _OLDEST, _UNTRIED = (10, 9), (12, 0)

@@ -15,6 +15,7 @@ from rich.text import Text
 from onnxopt.decide import SiteReport
 from onnxopt.deploy.packaged_kernels import FOLDER
 from onnxopt.deploy.rtx import ARCHITECTURES as RTX_ARCHITECTURES
+from onnxopt.deploy.tensorrt import ENGINE
 from onnxopt.discover.refusal import Refusal
 from onnxopt.package import RTX_ENGINE
 from onnxopt.report.algorithms import COLUMNS, TEXT_COLUMNS, algorithm_cells, summary
@@ -243,8 +244,14 @@ def _of(result: OptimizeResult, name: str, model: WrittenModel) -> str:
 
 def _next_step(result: OptimizeResult) -> str:
     name, target = shlex.quote(str(result.package)), result.inspection.target
+    original = shlex.quote(str(result.inspection.path))
+    if result.engine is not None and result.engine.path.name == ENGINE:
+        return f"run it: onnxopt run {name} --inputs FILE.npz --against {original}"
     if any((result.package / FOLDER).glob("*")) and result.engine is None:
-        return f"run its kernels on the CPU: onnxopt verify {shlex.quote(str(result.inspection.path))} {name} --kernels"
+        return (
+            f"run its kernels on the CPU: onnxopt verify {original} {name} --kernels; build "
+            f"its engine on a machine with the GPU: onnxopt build {name} --engine tensorrt"
+        )
     if all(model.form == "plugin" for model in result.models):
         return "see with `onnxopt inspect` why no site became an operator with a kernel"
     if target.architecture in RTX_ARCHITECTURES and result.engine is None:
@@ -253,6 +260,8 @@ def _next_step(result: OptimizeResult) -> str:
         return f"time it beside the original: onnxopt bench {name}"
     if result.engine is not None:
         return f"load {RTX_ENGINE} with TensorRT-RTX on a GPU of {target.name}"
+    if result.rewritten:
+        return f"build its engine on a machine with the GPU: onnxopt build {name} --engine tensorrt"
     return "choose another --target, or see with `onnxopt inspect` what is in the model"
 
 

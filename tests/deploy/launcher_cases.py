@@ -19,8 +19,8 @@ from onnxopt.deploy.launcher_model import launcher_model
 from onnxopt.deploy.operator_specs import engine_operators
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.compiler import compile_kernel
+from onnxopt.kernels.operator_source import operator_source
 from onnxopt.lower.plugin_nodes import OPERATORS, PluginNode, plugin_nodes
-from onnxopt.site_kernels import source_of
 from tests.deploy.launcher_host import CHAR, INT8, INT32, Field, Tensor
 from tests.deploy.lean_packages import MODELS
 
@@ -79,7 +79,10 @@ def compiled_case(model: ModelProto, architectures: Sequence[str]) -> Case:
     nodes = {node.operator: node for node in plugin_nodes(model, OPERATORS)}
     return case_of(
         model,
-        {name: [compile_kernel(source_of(node), a) for a in architectures] for name, node in nodes.items()},
+        {
+            name: [compile_kernel(operator_source(node.configuration, node.resident), a) for a in architectures]
+            for name, node in nodes.items()
+        },
     )
 
 

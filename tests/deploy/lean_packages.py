@@ -28,10 +28,10 @@ from onnxopt.deploy.plugin_module import kernel_name, write_module
 from onnxopt.discover.attention_site import AttentionSite
 from onnxopt.kernels.compilation import CompiledKernel, architecture_for
 from onnxopt.kernels.compiler import compile_kernel
+from onnxopt.kernels.operator_source import operator_source
 from onnxopt.kernels.source import with_others
 from onnxopt.lower.plugin_nodes import OPERATORS, PluginNode, plugin_nodes
 from onnxopt.plan.schedule import AttentionSchedule
-from onnxopt.site_kernels import source_of
 from onnxopt.target.variant import AttentionVariant, ConvVariant, Element
 from samples.builder import GraphBuilder
 from samples.convolution import conv
@@ -139,7 +139,10 @@ def code_of(tactic: Mapping[str, Any]) -> bytes:
 def packaged(folder: Path, model: onnx.ModelProto, target: str = "sm_80") -> Package:
     """A package of a model in the plugin form: each operator with its own kernel."""
     nodes = {node.operator: node for node in plugin_nodes(model, OPERATORS)}
-    kernels = {name: compile_kernel(source_of(node), architecture_for(target)) for name, node in nodes.items()}
+    kernels = {
+        name: compile_kernel(operator_source(node.configuration, node.resident), architecture_for(target))
+        for name, node in nodes.items()
+    }
     aot = aot_model(model, engine_operators(model, {name: kernel.report for name, kernel in kernels.items()}), {})
     own = {name: (node,) for name, node in nodes.items()}
     return _written(
@@ -156,7 +159,9 @@ def with_two_tactics(folder: Path, models: Sequence[onnx.ModelProto], target: st
     kernels: list[CompiledKernel] = []
     singles: list[EngineOperator] = []
     for number, (model, node) in enumerate(zip(models, parts, strict=True)):
-        source = with_others(source_of(node), sum(counts[:number]), sum(counts[number + 1 :]))
+        source = with_others(
+            operator_source(node.configuration, node.resident), sum(counts[:number]), sum(counts[number + 1 :])
+        )
         kernels.append(compile_kernel(source, architecture_for(target)))
         (single,) = engine_operators(model, {node.operator: kernels[-1].report})
         tactics.append(replace(single.tactics[0], first_table=len(tables)))

@@ -216,7 +216,7 @@ def test_commands_have_the_sizes_of_an_open_batch(tmp_path: Path) -> None:
         "--minShapes=x:1x32x5x4",
         "--optShapes=x:4x32x5x4",
         "--maxShapes=x:16x32x5x4",
-        "--loadEngine=model.launcher.engine",
+        "--loadEngine=../model.launcher.engine",
         "--shapes=x:4x32x5x4",
     ):
         assert words in text

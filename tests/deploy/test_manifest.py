@@ -250,7 +250,7 @@ def test_what_a_newer_version_wrote_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("onnxopt.__version__", "0.1.0")
     _package(tmp_path)
     _rewrite(tmp_path, _document(tmp_path) | {"versions": {"onnxopt": found}})
-    with pytest.raises(InputError, match=rf"written by onnxopt '{found}' and this is 0.1.0; upgrade with"):
+    with pytest.raises(InputError, match=rf"written by onnxopt '{found}' and this is 0.1.0; upgrade with `pip install --upgrade onnxopt`$"):
         read_manifest(tmp_path)
 
 

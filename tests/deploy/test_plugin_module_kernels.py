@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from onnxopt.kernels.operator_source import operator_source
 from onnxopt.kernels.source import with_others
-from onnxopt.site_kernels import source_of
 from tests.deploy.lean_answers import check_answer
 from tests.deploy.lean_packages import (
     MODELS,
@@ -56,7 +56,11 @@ def test_tactics_are_given_the_tables_of_all(tactic: int, two: Package, programs
     (judgement,) = emulated(operator, nodes, said, tactic=tactic, case=0, programs=programs)
     assert judgement.passed, judgement
     own = two.kernels[operator.name][tactic].source
-    assert own == with_others(source_of(nodes[tactic]), sum(counts[:tactic]), sum(counts[tactic + 1 :]))
+    assert own == with_others(
+        operator_source(nodes[tactic].configuration, nodes[tactic].resident),
+        sum(counts[:tactic]),
+        sum(counts[tactic + 1 :]),
+    )
 
 
 @pytest.mark.slow

@@ -291,6 +291,12 @@ def test_an_engine_for_something_else_is_refused(
         run_package(_package(tmp_path / "p", built), tmp_path / "f.npz")
 
 
+def test_a_file_is_no_package(tmp_path: Path, machine: None) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match="model.onnx: is no folder; give a package"):
+        run_package(tmp_path / "model.onnx", tmp_path / "f.npz")
+
+
 def test_a_changed_engine_is_never_loaded(tmp_path: Path, machine: None) -> None:
     folder = _package(tmp_path / "p")
     (folder / "model.tensorrt.engine").write_bytes(b"ENGINE")

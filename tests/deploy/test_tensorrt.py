@@ -134,6 +134,16 @@ def test_an_engine_is_built_with_the_generated_module_of_the_package(tmp_path: P
 
 
 @needs_rtx
+def test_a_package_may_be_named_from_the_current_folder(
+    tmp_path: Path, calls: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _package(tmp_path / "p")
+    monkeypatch.chdir(tmp_path)
+    assert _build(Path("p")).path == Path("p", "model.tensorrt.engine")
+    check_manifest("p")
+
+
+@needs_rtx
 def test_the_portable_way_runs_no_code_of_the_package_and_limits_reach_the_builder(tmp_path: Path, calls: Path) -> None:
     folder = _package(tmp_path / "p", batch="n")
     seen: list[BuildProgress] = []
