@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +66,14 @@ def find_launcher(chosen: str | Path | None = None, environment: Mapping[str, st
     """The built launcher library.
 
     Places in their order: ``chosen`` or the variable ONNXOPT_LAUNCHER, a file or the folder that holds it and then the
-    only one; ``build/launcher`` below the current folder and below the checkout that this package runs from; the
-    folders of LD_LIBRARY_PATH.
+    only one; ``build/launcher`` below the checkout that this package runs from; the folders of LD_LIBRARY_PATH. Not the
+    current folder: a library is code, and may lie there beside a model from anywhere.
     """
     named = str(chosen) if chosen else environment.get(LIBRARY_VARIABLE, "")
     if named:
         place = Path(named)
-        return _first([place], LIBRARY) if place.is_dir() else _first([place.parent], place.name)
-    folders = [Path.cwd() / BUILD_FOLDER]
+        return _first([place], LIBRARY) if _is_there(place.is_dir) else _first([place.parent], place.name)
+    folders = []
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "plugins" / "launcher").is_dir():
         folders.append(checkout / BUILD_FOLDER)
@@ -114,21 +115,38 @@ def main(arguments: list[str] | None = None) -> int:
     except OnnxOptError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
 def _first(folders: list[Path], name: str) -> Found:
-    found = next((folder for folder in folders if (folder / name).is_file()), None)
+    found = next((folder for folder in folders if _is_there((folder / name).is_file)), None)
     looked = tuple(str(folder) for folder in folders)
     if found is None:
         return Found(None, looked)
     return Found(found if name == HEADER else found / name, looked)
 
 
+def _is_there(look: Callable[[], bool]) -> bool:
+    """A place that may not be looked at has nothing for us."""
+    try:
+        return look()
+    except OSError:
+        return False
+
+
 def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_BUILD_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InputError(f"the launcher cannot be built: {error}") from None

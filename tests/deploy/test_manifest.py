@@ -14,6 +14,7 @@ from onnxopt.deploy.manifest import (
     BuiltFor,
     Manifest,
     Source,
+    add_to_manifest,
     check_manifest,
     checked_file,
     copy_files,
@@ -250,7 +251,8 @@ def test_what_a_newer_version_wrote_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("onnxopt.__version__", "0.1.0")
     _package(tmp_path)
     _rewrite(tmp_path, _document(tmp_path) | {"versions": {"onnxopt": found}})
-    with pytest.raises(InputError, match=rf"written by onnxopt '{found}' and this is 0.1.0; upgrade with `pip install --upgrade onnxopt`$"):
+    words = rf"written by onnxopt '{found}' and this is 0.1.0; upgrade with `pip install --upgrade onnxopt`$"
+    with pytest.raises(InputError, match=words):
         read_manifest(tmp_path)
 
 
@@ -270,6 +272,37 @@ def test_a_file_that_is_written_anew_may_be_anything(tmp_path: Path) -> None:
     check_manifest(tmp_path, besides="model.engine")
     with pytest.raises(InputError, match="found 4 bytes"):
         check_manifest(tmp_path, besides="kernels/k.cubin")
+
+
+def test_two_that_add_to_a_package_at_once_are_both_listed(tmp_path: Path) -> None:
+    before = _package(tmp_path)
+    built = BuiltFor("sm_89", library="tensorrt 10.13.3")
+    for name in ("a.engine", "b.engine"):
+        (tmp_path / name).write_bytes(name.encode())
+        add_to_manifest(tmp_path, before, name, built, {name: "1"})
+    manifest = check_manifest(tmp_path)
+    assert manifest.engines == {"a.engine": built, "b.engine": built}
+    assert manifest.versions == {"a.engine": "1", "b.engine": "1", **before.versions}
+
+
+def test_what_changed_before_a_file_was_added_stays_changed(tmp_path: Path) -> None:
+    before = _package(tmp_path)
+    (tmp_path / "kernels" / "k.cubin").write_bytes(b"other")
+    (tmp_path / "report.html").write_bytes(b"page")
+    add_to_manifest(tmp_path, before, "report.html")
+    with pytest.raises(InputError, match=r"k\.cubin is not the file that the manifest lists"):
+        check_manifest(tmp_path)
+
+
+def test_nothing_is_added_to_a_package_that_was_written_anew(tmp_path: Path) -> None:
+    before = _package(tmp_path)
+    (tmp_path / "kernels" / "k.cubin").write_bytes(b"other")
+    now = write_manifest(tmp_path, target="sm_89", versions={}, source=_SOURCE, files=["kernels/k.cubin"])
+    (tmp_path / "a.engine").write_bytes(b"of what was there before")
+    with pytest.raises(InputError, match=r"was written anew while a\.engine was made"):
+        add_to_manifest(tmp_path, before, "a.engine")
+    assert check_manifest(tmp_path) == now
+    assert not (tmp_path / "a.engine").exists()
 
 
 def test_copies_are_what_was_compared(tmp_path: Path) -> None:
