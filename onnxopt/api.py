@@ -10,20 +10,18 @@ from typing import Literal
 from onnx import ModelProto
 
 from onnxopt.algorithm_choice import algorithm_settings, check_algorithms
-from onnxopt.decide import BlockSource, ConvSource, Judge, PluginSource, Progress, SiteReport
+from onnxopt.decide import Progress
 from onnxopt.deploy.aot_package import write_for_tensorrt
 from onnxopt.deploy.manifest import BuiltFor, Source, check_manifest, file_sha256, package_versions, write_manifest
+from onnxopt.deploy.package_check import check_engine_models
+from onnxopt.deploy.packaged_kernels import write_kernel
 from onnxopt.deploy.rtx import build_engine
 from onnxopt.deploy.tensorrt import TensorrtOptions, build_in_package
 from onnxopt.deploy.tensorrt_build import TENSORRT_RTX, BuildProgress
-from onnxopt.drafts import FORM_FILES, Draft, verified, write_models
+from onnxopt.drafts import FORM_FILES, drafted, write_models
 from onnxopt.engines import Engine
 from onnxopt.engines import build as build
 from onnxopt.forms import Dtype, Types, check_engine, chosen_types, forms_of_model, in_type, written_forms
-from onnxopt.lower.algorithm_layouts import join_layouts
-from onnxopt.lower.compat import lower_for_parsers
-from onnxopt.lower.plugin_nodes import note_resident_blocks
-from onnxopt.lower.rewrite import copy_of
 from onnxopt.measure.paths import EMULATED, default_cache_dir
 from onnxopt.measure.records import FILE_NAME
 from onnxopt.model.graph import default_opset
@@ -48,10 +46,9 @@ from onnxopt.site_kernels import (
     kernel_versions,
     kernels_written_before,
     notes_on,
-    write_kernels,
 )
 from onnxopt.site_reports import Form
-from onnxopt.sites import Findings, Judged, carry_out, discover, judge_network, whole_judge
+from onnxopt.sites import Findings, Judged, discover, judge_network, whole_judge
 from onnxopt.target import Target, load_target
 from onnxopt.target.variant import Element
 from onnxopt.verification import VerifyReport, load_inputs
@@ -174,14 +171,15 @@ def optimize(
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)
     compared = original if verify else None
-    drafts = [_draft(proto, form, judged.reports[form], judge, path, compared, progress) for form in forms]
+    drafts = [drafted(proto, form, judged.reports[form], judge, path, compared, progress) for form in forms]
     decided = Judged({d.form: d.reports for d in drafts}, judged.algorithms)
     inspection = _inspection(path, proto, findings, chosen, decided, types)
     with new_package(folder) as place:
         progress("writing the package")
         notes = write_models(drafts, place, path if verify else None)
         kernels = all_kernels(inspection.sites, before)
-        write_kernels(place, kernels)
+        for operator, compiled in {kernel.operator: kernel.compiled for kernel in kernels}.items():
+            write_kernel(place, operator, compiled)
         for draft in (d for d in drafts if d.form == "plugin"):
             write_for_tensorrt(place, draft.model, kernels, judged.tactics, chosen.architecture or "")
         versions = package_versions("rtx" if engine == "rtx" else None) | kernel_versions(kernels)
@@ -223,33 +221,6 @@ def optimize(
     )
 
 
-def _draft(
-    proto: ModelProto,
-    form: Form,
-    reports: list[SiteReport],
-    judge: Judge,
-    path: Path,
-    original: ModelProto | None,
-    progress: Progress,
-) -> Draft:
-    """Carry out the decisions for one form of ``proto``, which may be the original in another type.
-
-    Raises VerificationError where the result is not the original, which is None where that is not asked.
-    """
-    outcome = carry_out(proto, reports, judge)
-    model = copy_of(proto) if outcome.model is proto else outcome.model
-    lowered, _ = lower_for_parsers(model)
-    join_layouts(model)
-    kept = (report.plugin for report in outcome.reports)
-    plugins = [plugin for plugin in kept if isinstance(plugin, PluginSource | ConvSource | BlockSource)]
-    note_resident_blocks(model, {source.tables.operator(): source.resident for source in plugins})
-    verification = None
-    if original is not None:
-        converted = None if proto is original else proto
-        verification = verified(original, model, outcome.reports, path, progress, converted)
-    return Draft(form, model, outcome.reports, outcome.timing, lowered, verification)
-
-
 def verify(
     original: str | Path,
     candidate: str | Path,
@@ -263,9 +234,10 @@ def verify(
     """Compare two models on fresh random inputs, or on the arrays of an ``.npz`` file, by the numeric rule.
 
     Either may be a package, each of whose files is held against its manifest: the last model of an original counts, and
-    every model of a candidate is compared. With ``kernels`` the candidate must be a package, and the PTX of its kernels
-    is run on the CPU too; ``cache`` is the folder in which what that compiles is kept, and ``kernel_progress`` is told
-    how many kernels were run, and of how many. Raises :class:`onnxopt.MissingError` without a C++ compiler for that.
+    every model of a candidate is compared; its models for TensorRT have to be the one in the plugin form. With
+    ``kernels`` the candidate must be a package, and the PTX of its kernels is run on the CPU too; ``cache`` is the
+    folder in which what that compiles is kept, and ``kernel_progress`` is told how many kernels were run, and of how
+    many. Raises :class:`onnxopt.MissingError` without a C++ compiler for that.
     """
     if kernels:
         check_kernels(Path(candidate))
@@ -283,10 +255,11 @@ def verify(
 
 
 def _model_files(path: str | Path) -> tuple[Path, ...]:
-    """A model's file, or those of a package after comparing everything in it with its manifest."""
+    """A model's file, or those of a package after comparing all in it with its manifest, and its models for engines."""
     if not Path(path).is_dir():
         return (Path(path),)
     check_manifest(path)
+    check_engine_models(Path(path))
     return package_models(Path(path))
 
 

@@ -16,7 +16,6 @@ from onnxopt.measure.extract import extract_region
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.block import BlockWork, block_tables, block_work
 from onnxopt.plan.block.chains import Link, chains, fused_links
-from onnxopt.plan.block.planning import plan_block
 from onnxopt.plan.block.tables import path_of
 from onnxopt.plan.block.types import BlockSchedule
 from onnxopt.plan.estimate import data_work, gpu_seconds
@@ -145,8 +144,7 @@ def _chosen(
     planning: Planning, found: Sequence[tuple[Link, ...]], reports: Sequence[SiteReport], element: Element
 ) -> list[_Candidate]:
     """Chains without a common convolution that are predicted to win, those that save most first."""
-    plans: dict[str, list[BlockSchedule]] = {}
-    candidates = [c for chain in found if (c := _candidate(planning, chain, reports, element, plans)) is not None]
+    candidates = [c for chain in found if (c := _candidate(planning, chain, reports, element)) is not None]
     candidates.sort(key=lambda c: (-c.saved_us, c.chain[0].number))
     chosen, used = [], set[int]()
     for candidate in candidates:
@@ -158,20 +156,13 @@ def _chosen(
 
 
 def _candidate(
-    planning: Planning,
-    chain: tuple[Link, ...],
-    reports: Sequence[SiteReport],
-    element: Element,
-    plans: dict[str, list[BlockSchedule]],
+    planning: Planning, chain: tuple[Link, ...], reports: Sequence[SiteReport], element: Element
 ) -> _Candidate | None:
     judge = planning.judge
     gpu = judge.target.need_gpu_profile()
     try:
         work = chain_work(chain, judge.graph)
-        key = work.structure()
-        if key not in plans:
-            plans[key] = plan_block(work, gpu, element, judge.graph.batch, SCHEDULES_TRIED)
-        schedules = plans[key]
+        schedules = planning.blocks.best(work, gpu, element, judge.graph.batch, SCHEDULES_TRIED)
         engine = _engine_us(planning, _inputs(chain), chain[-1].fusion.target, element)
         singles = sum(_single_us(planning, link, reports[link.number], element) for link in chain)
     except InputError:

@@ -29,6 +29,8 @@ from onnxopt.errors import InputError, MissingError, OnnxOptError
 _INTERRUPTED = 128 + signal.SIGINT
 _PIPE_CLOSED = 128 + signal.SIGPIPE
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What looking at a path that somebody named may end with, whatever it is then used for.
+_BAD_PATH = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EROFS)
 
 
 class _Commands(TyperGroup):
@@ -51,6 +53,9 @@ class _Commands(TyperGroup):
         except MemoryError:
             _fail("the machine has too little memory for this; use one with more", MissingError.exit_code)
         except OSError as error:
+            if error.errno in _BAD_PATH and error.filename:
+                reason = f"{error.strerror}; check the path and its permissions"
+                _fail(f"cannot use {error.filename}: {reason}", InputError.exit_code)
             if error.errno not in _DISK_FULL:
                 self._fail_by_bug(ctx, error)
             where = f" ({error.filename})" if error.filename else ""

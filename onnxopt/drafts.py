@@ -8,12 +8,17 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from onnxopt.decide import Progress, SiteReport
+from onnxopt.decide import BlockSource, ConvSource, Judge, PluginSource, Progress, SiteReport
 from onnxopt.errors import VerificationError
+from onnxopt.lower.algorithm_layouts import join_layouts
+from onnxopt.lower.compat import lower_for_parsers
+from onnxopt.lower.plugin_nodes import note_resident_blocks
+from onnxopt.lower.rewrite import copy_of
 from onnxopt.measure.timing import PairTiming
 from onnxopt.model.write import write_model
 from onnxopt.package import PLUGIN, PORTABLE
 from onnxopt.site_reports import Form
+from onnxopt.sites import carry_out
 from onnxopt.verification import VerifyReport
 from onnxopt.verification.structure import check_structure
 from onnxopt.verification.winograd import verify_written
@@ -34,6 +39,33 @@ class Draft:
     verification: VerifyReport | None
 
 
+def drafted(
+    proto: ModelProto,
+    form: Form,
+    reports: list[SiteReport],
+    judge: Judge,
+    path: Path,
+    original: ModelProto | None,
+    progress: Progress,
+) -> Draft:
+    """Carry out the decisions for one form of ``proto``, which may be the original in another type.
+
+    Raises VerificationError where the result is not the original, which is None where that is not asked.
+    """
+    outcome = carry_out(proto, reports, judge)
+    model = copy_of(proto) if outcome.model is proto else outcome.model
+    lowered, _ = lower_for_parsers(model)
+    join_layouts(model)
+    kept = (report.plugin for report in outcome.reports)
+    plugins = [plugin for plugin in kept if isinstance(plugin, PluginSource | ConvSource | BlockSource)]
+    note_resident_blocks(model, {source.tables.operator(): source.resident for source in plugins})
+    verification = None
+    if original is not None:
+        converted = None if proto is original else proto
+        verification = _verified(original, model, outcome.reports, path, progress, converted)
+    return Draft(form, model, outcome.reports, outcome.timing, lowered, verification)
+
+
 def write_models(drafts: Sequence[Draft], place: Path, original: Path | None) -> tuple[str, ...]:
     """Write the models, and prove what can be proved of the files; ``original`` is None where that is not wanted."""
     notes = []
@@ -47,7 +79,7 @@ def write_models(drafts: Sequence[Draft], place: Path, original: Path | None) ->
     return tuple(dict.fromkeys(note for note in notes if note))
 
 
-def verified(
+def _verified(
     proto: ModelProto,
     result: ModelProto,
     reports: Sequence[SiteReport],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from onnxopt.deploy import tensorrt
-from onnxopt.deploy.manifest import BuiltFor, check_manifest, package_versions, write_manifest
+from onnxopt.deploy.manifest import BuiltFor, add_to_manifest, check_manifest, package_versions
 from onnxopt.deploy.rtx import build_engine
 from onnxopt.deploy.tensorrt import TensorrtOptions
 from onnxopt.deploy.tensorrt_build import TENSORRT_RTX, BuildProgress, EngineInfo
@@ -43,6 +43,8 @@ def build(
     if path.is_dir():
         into = _tensorrt_in_package if engine == "tensorrt" else _rtx_in_package
         return into(path, target, chosen, engine_progress)
+    if out is not None and path.exists() and Path(out).exists() and path.samefile(out):
+        raise InputError(f"-o {out}: is the model itself, which the engine would replace; choose another file")
     if engine == "tensorrt":
         return _tensorrt_from_model(path, target, out, chosen, engine_progress)
     if target is None:
@@ -88,14 +90,7 @@ def _rtx_in_package(
     model = portable_model(folder, f"an engine of {TENSORRT_RTX.name}")
     info = build_engine(model, arch=architecture, out=folder / RTX_ENGINE, progress=progress, batch=options.batch)
     built = BuiltFor(architecture, library=f"{TENSORRT_RTX.module} {info.version}")
-    write_manifest(
-        folder,
-        target=manifest.target,
-        versions={**manifest.versions, **package_versions("rtx")},
-        source=manifest.source,
-        files={entry.path for entry in manifest.files} | {RTX_ENGINE},
-        engines={**manifest.engines, RTX_ENGINE: built},
-    )
+    add_to_manifest(folder, manifest, RTX_ENGINE, built, package_versions("rtx"))
     return info
 
 

@@ -25,3 +25,9 @@ class MissingError(OnnxOptError):
     """The machine lacks something (a package, a GPU, a compiler); the message says what to install."""
 
     exit_code = 4
+
+
+def shown(value: object) -> str:
+    """A value that somebody else gave, as a message shows it: in at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

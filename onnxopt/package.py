@@ -152,6 +152,8 @@ def _move(draft: Path, folder: Path) -> None:
     if not folder.exists():
         draft.replace(folder)
         return
+    # Whatever was put there during the work is somebody's.
+    _refuse_foreign(folder, folder)
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
     try:
         folder.replace(old / "package")

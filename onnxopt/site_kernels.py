@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,27 +10,18 @@ from typing import Any
 from onnx import ModelProto
 
 from onnxopt.decide import AlgorithmSource, BlockSource, ConvSource, PluginSource, SiteKernel, SiteReport
-from onnxopt.deploy.packaged_kernels import FOLDER, cubin_name, ptx_name
 from onnxopt.errors import InputError, MissingError
-from onnxopt.kernels.algorithm_source import ALGORITHM_FILES, algorithm_source
+from onnxopt.kernels.algorithm_source import algorithm_source
 from onnxopt.kernels.block_source import conv_block_source
 from onnxopt.kernels.compilation import CompiledKernel, architecture_for
 from onnxopt.kernels.compiler import CompileError
 from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
+from onnxopt.kernels.operator_source import operator_source
 from onnxopt.kernels.packages import toolchain
 from onnxopt.kernels.pool import Progress, compile_kernels
 from onnxopt.kernels.sass import check_occupancy
 from onnxopt.kernels.source import KernelSource, attention_source, merge_source
-from onnxopt.lower.plugin_nodes import (
-    CONV_BLOCK,
-    GROUP_CONV,
-    MERGE_ATTENTION,
-    OPERATORS,
-    SUM_CONV,
-    PluginNode,
-    plugin_nodes,
-)
-from onnxopt.model.files import atomic_write
+from onnxopt.lower.plugin_nodes import OPERATORS, plugin_nodes
 from onnxopt.target import GpuProfile, Target
 
 Further = Callable[[SiteReport], Iterator[SiteReport]]
@@ -126,7 +117,8 @@ def kernels_written_before(model: ModelProto, build: KernelBuild | None) -> tupl
     """
     if build is None:
         return ()
-    sources = {node.operator: source_of(node) for node in plugin_nodes(model, OPERATORS)}
+    nodes = {node.operator: node for node in plugin_nodes(model, OPERATORS)}
+    sources = {name: operator_source(node.configuration, node.resident) for name, node in nodes.items()}
     made = build.compiled(list(sources.values()))
     for operator, source in sources.items():
         if source not in made:
@@ -135,25 +127,6 @@ def kernels_written_before(model: ModelProto, build: KernelBuild | None) -> tupl
                 f"{build.refused[source]}; optimise the original model for this GPU"
             )
     return tuple(SiteKernel(operator, made[source]) for operator, source in sources.items())
-
-
-def source_of(node: PluginNode) -> KernelSource:
-    """The source of an operator's kernel, from what a model says of it; InputError for an unsupported one."""
-    return configured_source(node.configuration, node.resident)
-
-
-def configured_source(configuration: Mapping[str, Any], resident: int) -> KernelSource:
-    """The source of an operator's kernel from its configuration; InputError for an unsupported one.
-
-    ``resident`` is the number of blocks that its plan counts on for each multiprocessor.
-    """
-    operator, kernel = configuration["operator"], configuration["kernel"]
-    if operator in (MERGE_ATTENTION, SUM_CONV):
-        return merge_source(kernel) if operator == MERGE_ATTENTION else sum_conv_source(kernel)
-    if operator in ALGORITHM_FILES:
-        return algorithm_source(operator, kernel)
-    make = {GROUP_CONV: group_conv_source, CONV_BLOCK: conv_block_source}.get(operator, attention_source)
-    return make(kernel, resident)
 
 
 def notes_on(before: Sequence[SiteKernel]) -> tuple[str, ...]:
@@ -167,16 +140,6 @@ def notes_on(before: Sequence[SiteKernel]) -> tuple[str, ...]:
 def all_kernels(reports: Sequence[SiteReport], before: Sequence[SiteKernel] = ()) -> tuple[SiteKernel, ...]:
     """The kernels of sites, and those that an earlier run had written already."""
     return (*(kernel for report in reports for kernel in report.kernels), *before)
-
-
-def write_kernels(place: Path, written: Sequence[SiteKernel]) -> None:
-    """Write kernels below a package's folder: machine code, and PTX for the driver and the CPU."""
-    kernels = {kernel.operator: kernel.compiled for kernel in written}
-    if kernels:
-        (place / FOLDER).mkdir()
-    for operator, compiled in kernels.items():
-        atomic_write(place / cubin_name(operator, compiled.architecture), compiled.cubin)
-        atomic_write(place / ptx_name(operator), compiled.ptx.encode())
 
 
 def kernel_versions(kernels: Sequence[SiteKernel]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,7 @@ from onnxopt.lower.region_body import NoBody
 from onnxopt.measure.extract import extract_region
 from onnxopt.model.graph import Graph, view
 from onnxopt.plan.attention import AttentionPlan, filled_rows, plan_attention
+from onnxopt.plan.block.planning import BlockPlans
 from onnxopt.plan.estimate import data_work, gpu_seconds
 from onnxopt.plan.rates import CpuRates, GpuRates
 from onnxopt.plan.schedule import AttentionSchedule, Objective
@@ -39,10 +40,7 @@ from onnxopt.plan.tables import NoTables, attention_tables
 from onnxopt.report.pictures import attention_pictures, portable_pictures
 from onnxopt.target import CpuProfile, Target, load_target
 from onnxopt.target.variant import Element
-from onnxopt.validate import (
-    validate_attention_plan,
-    validate_attention_tables,
-)
+from onnxopt.validate import validate_attention_plan, validate_attention_tables
 
 Form = Literal["plugin", "portable"]
 ELEMENTS: tuple[Element, ...] = get_args(Element)
@@ -68,7 +66,7 @@ class Planning:
 
     ``kernels`` plans for kernels of our own where the target is a GPU, ``writer`` and ``conv_writer`` write them, and
     ``dtype`` is the type they compute in (None: that of a site's own tensors). ``fusions`` says what convolutions take
-    with them, and remembers what they have.
+    with them, and remembers what they have, as ``blocks`` do what was planned.
     """
 
     judge: Judge
@@ -78,6 +76,7 @@ class Planning:
     fusions: ConvFusions | None = None
     conv_writer: ConvPluginWriter | None = None
     dtype: Element | None = None
+    blocks: BlockPlans = field(default_factory=BlockPlans)
 
     def kernels_for(self, tensor: str) -> KernelPlanner | None:
         """The planner in the type that a site computes in; raises InputError for tensors of a type without kernels."""

@@ -14,8 +14,6 @@ from onnxopt.errors import InputError
 from onnxopt.kernel_plans import described
 from onnxopt.plan.attention_resources import AttentionShape
 from onnxopt.plan.block import block_tables
-from onnxopt.plan.block.planning import plan_block
-from onnxopt.plan.block.types import BlockSchedule
 from onnxopt.plan.group_conv_resources import conv_resources
 from onnxopt.plan.roofline import SMALL_SHARED_BYTES
 from onnxopt.plan.tables import (
@@ -39,7 +37,6 @@ from onnxopt.validate.block_contents import validate_block_contents
 from onnxopt.validate.block_launch import validate_block_launch
 
 Source = PluginSource | ConvSource | BlockSource
-BlockPlans = dict[tuple[str, str, int], list[BlockSchedule]]
 _Tables = TypeVar("_Tables", AttentionTables, ConvTables)
 
 
@@ -57,11 +54,10 @@ class Candidate:
         return self.source.tables.operator()
 
 
-def candidates(planning: Planning, source: Source, blocks: BlockPlans, limit: int | None = None) -> Iterator[Candidate]:
+def candidates(planning: Planning, source: Source, limit: int | None = None) -> Iterator[Candidate]:
     """The best schedules of a site, best first, within ``limit`` bytes of shared memory a block if that is given.
 
-    Nothing is planned before the first is asked for. ``blocks`` keeps the schedules of blocks of equal structure. Where
-    no kernel fits the limit there are none.
+    Nothing is planned before the first is asked for. Where no kernel fits the limit there are none.
     """
     gpu = planning.judge.target.need_gpu_profile()
     limited = gpu if limit is None else replace(gpu, shared_memory_per_block_bytes=limit)
@@ -71,7 +67,7 @@ def candidates(planning: Planning, source: Source, blocks: BlockPlans, limit: in
         elif isinstance(source, ConvSource):
             yield from _convolution(_within(planning, limited), source)
         else:
-            yield from _block(limited, planning.judge.graph.batch, source, blocks)
+            yield from _block(planning, limited, source)
     except InputError:
         return
 
@@ -153,12 +149,9 @@ def _convolution(planning: Planning, source: ConvSource) -> Iterator[Candidate]:
             yield Candidate(own, choice.microseconds, tuple(described(choice.schedule)["variants"]))
 
 
-def _block(gpu: GpuProfile, batch: int, source: BlockSource, plans: BlockPlans) -> Iterator[Candidate]:
-    element = source.tables.kernel.element
-    key = (source.work.structure(), element, gpu.shared_memory_per_block_bytes)
-    if key not in plans:
-        plans[key] = plan_block(source.work, gpu, element, batch, SCHEDULES_TRIED)
-    for schedule in plans[key]:
+def _block(planning: Planning, gpu: GpuProfile, source: BlockSource) -> Iterator[Candidate]:
+    element, batch = source.tables.kernel.element, planning.judge.graph.batch
+    for schedule in planning.blocks.best(source.work, gpu, element, batch, SCHEDULES_TRIED):
         made = block_tables(source.work, schedule)
         variants = (f"{len(made.jobs)} x {schedule.shape.describe()}",)
         yield Candidate(replace(source, tables=made, resident=schedule.resident), schedule.predicted_us, variants)

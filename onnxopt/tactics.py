@@ -17,15 +17,7 @@ from onnxopt.kernels.source import KernelSource, with_others
 from onnxopt.plan.roofline import SMALL_SHARED_BYTES
 from onnxopt.site_kernels import KernelBuild, operator_sources
 from onnxopt.site_reports import Planning
-from onnxopt.tactic_candidates import (
-    BlockPlans,
-    Candidate,
-    candidates,
-    is_small,
-    planned_shared,
-    prove,
-    second_operator,
-)
+from onnxopt.tactic_candidates import Candidate, candidates, is_small, planned_shared, prove, second_operator
 
 MOST_TACTICS = 3
 """Tactics of an operator, its own schedule included."""
@@ -75,8 +67,7 @@ def with_tactics(
 
     Steps of algorithms have no others: what is next best there is another choice for the whole network.
     """
-    blocks: BlockPlans = {}
-    waiting = [_Site(report, planning, blocks) for report in reports if _has_tactics(report)]
+    waiting = [_Site(report, planning) for report in reports if _has_tactics(report)]
     found: dict[str, SiteTactics] = {}
     while waiting:
         selected = [(site, site.selection()) for site in waiting]
@@ -128,7 +119,6 @@ class _Site:
 
     report: SiteReport
     planning: Planning
-    blocks: BlockPlans
     refused: set[str] = field(default_factory=set)
     shared: dict[str, int] = field(default_factory=dict)
 
@@ -138,8 +128,8 @@ class _Site:
         planned = self.report.planned
         self.own = Candidate(source, planned["predicted_us"], tuple(planned["variants"]))
         self.shared[self.own.operator] = self.report.kernels[0].compiled.report.dynamic_shared
-        self._next = _Kept(candidates(self.planning, source, self.blocks))
-        self._small = _Kept(candidates(self.planning, source, self.blocks, SMALL_SHARED_BYTES))
+        self._next = _Kept(candidates(self.planning, source))
+        self._small = _Kept(candidates(self.planning, source, SMALL_SHARED_BYTES))
 
     def selection(self) -> list[Candidate]:
         """The schedule that is written and the next best, one of them small where there is one."""
@@ -177,7 +167,8 @@ class _Site:
         return self._result(chosen, compiled)
 
     def _result(self, chosen: Sequence[Candidate], compiled: Sequence[CompiledKernel]) -> SiteTactics:
-        for candidate in chosen:
+        # The first is that of the written operator, which is proved where it is planned and from the file.
+        for candidate in chosen[1:]:
             prove(self.report.id, candidate.source)
         tactics = tuple(SiteTactic(c, kernel) for c, kernel in zip(chosen, compiled, strict=True))
         least = min(tactic.shared_bytes for tactic in tactics)

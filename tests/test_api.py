@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -220,6 +221,22 @@ def test_a_failure_leaves_the_old_package(model: Path, monkeypatch: pytest.Monke
         _optimize(model, out)
     assert _contents(out) == before
     assert _names(model.parent) == ["neighbourhood.onnx", "out"]
+
+
+def test_what_is_put_into_a_package_during_the_work_is_left_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = model.parent / "out"
+    _optimize(model, out)
+    write = api.write_manifest
+
+    def interrupted(*given: Any, **named: Any) -> object:
+        (out / "notes.txt").write_text("mine")
+        return write(*given, **named)
+
+    monkeypatch.setattr(api, "write_manifest", interrupted)
+    with pytest.raises(InputError, match=r"holds 'notes\.txt', which is no part of its package"):
+        _optimize(model, out)
+    assert (out / "notes.txt").read_text() == "mine"
+    check_manifest(out)
 
 
 def test_a_failure_of_the_last_step_puts_the_old_package_back(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

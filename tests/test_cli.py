@@ -253,6 +253,13 @@ def test_help_loads_nothing_heavy(folder: Path) -> None:
         (["bench", "attention.onnx"], "is no folder; give a package"),
         (["verify", "attention.onnx", "attention.onnx", "--inputs", "absent.npz"], "absent.npz"),
         (["--cache", "attention.onnx", "cache", "list"], "is not a folder"),
+        (["optimize", ".", "--target", "cpu"], "'.' is a folder, not a file; give the path of a model"),
+        (["report", "x" * 300], "File name too long; check the path and its permissions"),
+        (["optimize", "attention.onnx", "--target", "cpu", "-o", "x" * 300], "File name too long"),
+        (["build", "attention.onnx", "--target", "sm_89", "-o", "./attention.onnx"], "is the model itself"),
+        pytest.param(
+            ["build", "attention.onnx", "--target", "sm_89", "-o", "full"], "is a folder or a device", marks=needs_rtx
+        ),
     ],
 )
 def test_wrong_usage_and_input_is_exit_code_2(folder: Path, words: list[str], message: str) -> None:

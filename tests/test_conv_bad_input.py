@@ -17,7 +17,10 @@ from typer.testing import CliRunner
 
 from onnxopt import api, convolution_kernels
 from onnxopt.cli import app
+from onnxopt.deploy.aot_model import AOT_MODEL
+from onnxopt.deploy.launcher_model import LAUNCHER_MODEL
 from onnxopt.deploy.manifest import read_manifest, write_manifest
+from onnxopt.deploy.operators_file import OPERATORS_FILE
 from onnxopt.errors import InputError
 from onnxopt.package import package_files
 from onnxopt.plan.tables.types import configuration_of, operator_name
@@ -207,7 +210,8 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tampered(package: Path, place: Path, change: Change, *, renamed: bool) -> Path:
     """A copy of a package with other tables or another configuration of its first convolution.
 
-    With ``renamed`` the operator's name, its files and the manifest are made to fit, as a forger would.
+    With ``renamed`` the operator's name, its files and the manifest are made to fit, and what would tell otherwise is
+    left out, as a forger would.
     """
     shutil.copytree(package, place)
     model = onnx.load(place / "model.onnx")
@@ -230,6 +234,8 @@ def tampered(package: Path, place: Path, change: Change, *, renamed: bool) -> Pa
             noted.key = noted.key.replace(before, node.op_type)
         for path in list((place / "kernels").glob(f"{before}.*")):
             path.rename(path.with_name(path.name.replace(before, node.op_type)))
+        for file in (AOT_MODEL, OPERATORS_FILE, LAUNCHER_MODEL):
+            (place / file).unlink(missing_ok=True)
     onnx.save(model, place / "model.onnx")
     old = read_manifest(package)
     files = package_files(place)

@@ -23,9 +23,10 @@ from onnxopt.lower.rewrite import is_plugin_node
 from onnxopt.model.convert import Precision, convert, element_of
 from onnxopt.model.graph import view
 from onnxopt.model.read import read_model
-from onnxopt.report.plan_document import read_plan
+from onnxopt.plan_document import read_plan
 from onnxopt.sites import Findings, discover
 from samples import build as sample
+from tests.corpus_tags import every_tag
 
 CorpusModel = Callable[[str], Path]
 
@@ -38,11 +39,6 @@ SOME = (
 needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="the extra 'rtx' (tensorrt-rtx) is not installed"
 )
-
-
-def every_tag() -> list[str]:
-    manifest = Path(__file__).resolve().parents[2] / "shared" / "corpus" / "manifest.json"
-    return sorted(json.loads(manifest.read_text())["models"]) if manifest.is_file() else []
 
 
 @pytest.fixture(scope="module")

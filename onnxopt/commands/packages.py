@@ -67,8 +67,8 @@ def build(
     TensorRT builds for the GPU of this machine, TensorRT-RTX for any.
     """
     from onnxopt.api import build as run
+    from onnxopt.deploy.batch_range import parse_batch
     from onnxopt.deploy.tensorrt import TensorrtOptions
-    from onnxopt.deploy.tensorrt_build import parse_batch
     from onnxopt.report.console import output_console, print_json
     from onnxopt.report.facts import build_document, show_engine
     from onnxopt.report.progress import reporting

@@ -14,11 +14,10 @@ from onnxopt.deploy.engine_operators import EngineOperator
 from onnxopt.deploy.launcher_model import write_launcher_model
 from onnxopt.deploy.operator_specs import engine_operators
 from onnxopt.deploy.operators_file import OPERATORS_FILE, read_operators, write_operators
-from onnxopt.deploy.packaged_kernels import cubin_name, ptx_name
+from onnxopt.deploy.packaged_kernels import write_kernel
 from onnxopt.deploy.plugin_module import kernel_name, write_module
 from onnxopt.errors import OnnxOptError
 from onnxopt.kernels.compilation import CompiledKernel, architecture_for
-from onnxopt.model.files import atomic_write
 from onnxopt.model.read import read_model
 from onnxopt.model.write import write_model
 from onnxopt.tactics import SiteTactics
@@ -64,6 +63,4 @@ def _write_kernels(place: Path, operators: Sequence[EngineOperator], tactics: Ma
         if len(operator.tactics) == 1:
             continue
         for number, compiled in enumerate(known[operator.name]):
-            name = kernel_name(operator, number)
-            atomic_write(place / cubin_name(name, compiled.architecture), compiled.cubin)
-            atomic_write(place / ptx_name(name), compiled.ptx.encode())
+            write_kernel(place, kernel_name(operator, number), compiled)

@@ -61,7 +61,7 @@ def run_child(command: Sequence[str], request: Event, on_event: Callable[[Event]
                     stream.close()
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
         tail = errors.read().decode(errors="replace").strip()
-    return ChildEnd(code, _signal_name(-code) if code < 0 else None, tail)
+    return ChildEnd(code, signal_name(-code) if code < 0 else None, tail)
 
 
 def _converse(process: subprocess.Popen[bytes], request: Event, on_event: Callable[[Event], None]) -> None:
@@ -84,7 +84,8 @@ def _send_request(stream: IO[bytes], request: Event) -> None:
         return
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """What a signal is called, such as ``SIGKILL``."""
     try:
         return signal.Signals(number).name
     except ValueError:

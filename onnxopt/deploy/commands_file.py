@@ -9,9 +9,9 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from onnxopt.deploy.batch_range import BatchRange
 from onnxopt.deploy.launcher import INCLUDE_VARIABLE, LIBRARY
 from onnxopt.deploy.launcher_model import LAUNCHER_MODEL
-from onnxopt.deploy.tensorrt_build import BatchRange
 from onnxopt.errors import InputError
 from onnxopt.model.files import atomic_write
 from onnxopt.model.graph import runtime_inputs, symbolic_batch, view
@@ -36,7 +36,8 @@ def commands_text(model: ModelProto, batch: BatchRange) -> str:
     ``model`` is any form of the package's model: only its inputs are read. Raises InputError for an input whose size is
     not known but for its batch.
     """
-    shapes = _shapes(model, batch)
+    odd = [tensor.name for tensor in runtime_inputs(model.graph) if not _can_be_named(tensor.name)]
+    shapes = [] if odd else _shapes(model, batch)
     plugins = ["trtexec", f"--staticPlugins=/path/to/{LIBRARY}"]
     build = [*plugins, f"--onnx={LAUNCHER_MODEL}", "--stronglyTyped", "--noTF32", f"--saveEngine={_LAUNCHER_ENGINE}"]
     load = [*plugins, f"--loadEngine={_LAUNCHER_ENGINE}"]
@@ -56,6 +57,11 @@ def commands_text(model: ModelProto, batch: BatchRange) -> str:
         library at all:""",
         _command(["trtexec", "--loadEngine=model.tensorrt.engine", *best]),
     ]
+    if odd and symbolic_batch(model):
+        parts.append(
+            f"""The commands are for batch 1: trtexec cannot be told the sizes of the input {odd[0][:80]!r}, for it
+            splits names at commas and quotes. Rename it in the model for other batches."""
+        )
     return "\n\n".join(part if part.startswith("  ") else textwrap.fill(_flat(part), _LINE) for part in parts) + "\n"
 
 
@@ -73,8 +79,12 @@ def _sizes(model: ModelProto, batch: int) -> str:
         shape = graph.shape(tensor.name)
         if shape is None:
             raise InputError(f"input '{tensor.name}': its size is not known; export it with fixed sizes but the batch")
-        written.append(f"{tensor.name}:{'x'.join(map(str, shape))}")
+        written.append(f"{tensor.name}:{'x'.join(map(str, shape)) or 'scalar'}")
     return ",".join(written)
+
+
+def _can_be_named(name: str) -> bool:
+    return name.isprintable() and not any(mark in name for mark in ",'")
 
 
 def _command(words: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from onnxopt.deploy.launcher import INCLUDE_VARIABLE, find_headers, find_launche
 from onnxopt.deploy.tensorrt_machine import PIP as TENSORRT_PIP
 from onnxopt.errors import MissingError
 from onnxopt.kernels.packages import tool, toolchain
+from onnxopt.measure.trtexec_run import find_trtexec
 from onnxopt.target.device import find_device
 
 SCHEMA = "onnxopt.doctor/1"
@@ -106,9 +107,11 @@ def _package(module: str, needed_for: str, install: str) -> Check:
 
 def _import_fault(module: str) -> str:
     command = [sys.executable, "-c", f"import {module}"]
+    # From the user's folder a file there could take the place of a library, and would be run.
+    home = Path(__file__).resolve().parents[2]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_SECONDS, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_PATIENCE_SECONDS, check=False, cwd=home
         )
     except subprocess.TimeoutExpired:
         return f"the import did not end within {_PATIENCE_SECONDS} s"
@@ -199,14 +202,13 @@ def _first_line(command: list[str]) -> str:
 
 
 def _trtexec() -> Check:
-    path = shutil.which("trtexec") or shutil.which("tensorrt_rtx")
-    return _check(
-        "trtexec",
-        "ok" if path else "missing",
-        path or "neither trtexec nor tensorrt_rtx is in PATH",
-        "comparing speeds with NVIDIA's own tool",
-        "unpack NVIDIA's TensorRT archive and add its folder bin to PATH",
-    )
+    needed = "comparing speeds with NVIDIA's own tool"
+    try:
+        found = str(find_trtexec())
+    except MissingError:
+        install = "unpack NVIDIA's TensorRT archive and add its folder bin to PATH"
+        return _check("trtexec", "missing", "not in PATH", needed, install)
+    return _check("trtexec", "ok", found, needed, "")
 
 
 def _launcher() -> Check:

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+from onnx import TensorProto
+
 TensorType = Literal["fp16", "bf16", "float32", "int32"]
+
+ONNX_TYPES: Mapping[TensorType, int] = {
+    "fp16": TensorProto.FLOAT16,
+    "bf16": TensorProto.BFLOAT16,
+    "float32": TensorProto.FLOAT,
+    "int32": TensorProto.INT32,
+}
+"""The ``TensorProto.DataType`` of each type."""
 
 TENSOR_BYTES: Mapping[TensorType, int] = {"fp16": 2, "bf16": 2, "float32": 4, "int32": 4}
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from onnx import TensorProto
-
-from onnxopt.deploy.engine_operators import Grid, Output, TensorType
+from onnxopt.deploy.engine_operators import ONNX_TYPES, Grid, Output, TensorType
 from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import CompiledKernel
 
@@ -25,20 +23,12 @@ FORMAT = 1
 PLUGIN_NAME = "OnnxoptKernel"
 """What the creator in the library is called, and the operator of a node that is handed to it."""
 
-PLUGIN_NAMESPACE, PLUGIN_VERSION = "onnxopt", "1"
-
 Field = tuple[int, ...] | str | bytes
 """Numbers, a text or bytes."""
 
 ArgumentKind = Literal["input", "batch", "output", "workspace", "unused"]
 
 _KINDS: tuple[ArgumentKind, ...] = ("input", "batch", "output", "workspace", "unused")
-_TYPES: Mapping[TensorType, int] = {
-    "float32": TensorProto.FLOAT,
-    "int32": TensorProto.INT32,
-    "fp16": TensorProto.FLOAT16,
-    "bf16": TensorProto.BFLOAT16,
-}
 _ARCHITECTURE = re.compile(r"sm_([0-9]{2,3})([af]?)")
 _MAGIC, _CODE_VERSION, _ALIGNMENT = b"ONNXOPTK", 1, 16
 _HEADER, _RECORD = struct.Struct("<8sII"), struct.Struct("<IIIIQQ")
@@ -89,7 +79,7 @@ def launcher_fields(program: LauncherProgram) -> dict[str, Field]:
     fields: dict[str, Field] = {
         "format": (FORMAT,),
         "operator": program.name,
-        "inputs": tuple(chain.from_iterable((_TYPES[i.type], int(i.table), i.elements) for i in program.inputs)),
+        "inputs": tuple(chain.from_iterable((ONNX_TYPES[i.type], int(i.table), i.elements) for i in program.inputs)),
         "outputs": tuple(chain.from_iterable(_output(output) for output in program.outputs)),
         "workspace": (len(program.workspace), *program.workspace),
         "entries": ",".join(kernel.entry for kernel in program.kernels),
@@ -124,7 +114,7 @@ def field_bytes(field: Field) -> bytes:
 
 def _output(output: Output) -> tuple[int, ...]:
     sizes = (-1 if size is None else size for size in output.shape)
-    return (_TYPES[output.type], output.elements, len(output.shape), *sizes)
+    return (ONNX_TYPES[output.type], output.elements, len(output.shape), *sizes)
 
 
 def _launch(kernel: LauncherKernel) -> tuple[int, ...]:

@@ -11,8 +11,6 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnxopt.deploy.engine_operators import TENSOR_BYTES, EngineOperator, Tactic
 from onnxopt.deploy.launcher_fields import (
     PLUGIN_NAME,
-    PLUGIN_NAMESPACE,
-    PLUGIN_VERSION,
     ArgumentKind,
     Field,
     LauncherInput,
@@ -22,6 +20,7 @@ from onnxopt.deploy.launcher_fields import (
 )
 from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import CompiledKernel
+from onnxopt.lower.operator_nodes import ATTRIBUTES
 from onnxopt.lower.plugin_nodes import OPERATORS, PluginNode, plugin_nodes, plugin_sites
 from onnxopt.lower.rewrite import DOMAIN
 from onnxopt.model.graph import Graph, view
@@ -94,8 +93,7 @@ def _node(parts: Sequence[PluginNode], written: Sequence[NodeProto], fields: Map
     first, last = parts[0], parts[-1]
     inputs = [*first.operands.values(), *_table_names(parts, written)]
     node = helper.make_node(PLUGIN_NAME, inputs, list(last.outputs), first.name, domain=DOMAIN)
-    words: dict[str, Field] = {"plugin_namespace": PLUGIN_NAMESPACE, "plugin_version": PLUGIN_VERSION}
-    for name, value in {**words, **fields}.items():
+    for name, value in {**ATTRIBUTES, **fields}.items():
         node.attribute.append(helper.make_attribute(name, _attribute_value(name, value)))
     return node
 

@@ -26,6 +26,8 @@ from onnxopt.errors import InputError
 from onnxopt.model.files import atomic_write, read_file
 
 _MAX_BYTES = 4 << 20
+# What commands put into a package that is there already.
+_MADE_LATER = (".engine", ".html")
 _ENGINE_PACKAGES = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 
 
@@ -69,8 +71,41 @@ def write_manifest(
             size, digest = _hashed(file)
         entries.append(FileEntry(name, size, digest, (engines or {}).get(name)))
     manifest = Manifest(target, dict(sorted(versions.items())), source, tuple(entries))
-    atomic_write(folder / FILE_NAME, (json.dumps(document_of(manifest), indent=2, ensure_ascii=True) + "\n").encode())
+    _write(folder, manifest)
     return manifest
+
+
+def add_to_manifest(
+    folder: str | Path,
+    before: Manifest,
+    name: str,
+    built: BuiltFor | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Manifest:
+    """List a file that was made of a package, whose manifest was ``before``, and now lies in it.
+
+    All other files keep the sums that they have, and what was listed meanwhile stays. Raises InputError where the
+    package is another one by now; the file, which does not belong to it, is removed then.
+    """
+    folder = Path(folder)
+    now = read_manifest(folder)
+    own = [[e for e in m.files if e.path != name and not e.path.endswith(_MADE_LATER)] for m in (before, now)]
+    if (before.target, before.source, own[0]) != (now.target, now.source, own[1]):
+        if now.entry(name) is None:
+            (folder / name).unlink(missing_ok=True)
+        raise InputError(f"{folder} was written anew while {name} was made of what it held before; make it again")
+    with _opened(folder, name) as file:
+        size, digest = _hashed(file)
+    others = (entry for entry in now.files if entry.path != name)
+    entries = sorted((*others, FileEntry(name, size, digest, built)), key=lambda entry: entry.path)
+    known = dict(sorted({**now.versions, **(versions or {})}.items()))
+    manifest = Manifest(now.target, known, now.source, tuple(entries))
+    _write(folder, manifest)
+    return manifest
+
+
+def _write(folder: Path, manifest: Manifest) -> None:
+    atomic_write(folder / FILE_NAME, (json.dumps(document_of(manifest), indent=2, ensure_ascii=True) + "\n").encode())
 
 
 def read_manifest(folder: str | Path) -> Manifest:

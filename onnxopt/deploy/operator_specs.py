@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, helper
 
-from onnxopt.deploy.engine_operators import EngineOperator, Grid, Output, Port, Tactic, TensorType
+from onnxopt.deploy.engine_operators import ONNX_TYPES, EngineOperator, Grid, Output, Port, Tactic, TensorType
 from onnxopt.deploy.manifest import checked_file, read_manifest
 from onnxopt.deploy.packaged_kernels import packaged_architecture, packaged_kernel
 from onnxopt.errors import InputError
@@ -21,7 +21,9 @@ from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.conv_launch import SUM_THREADS, group_conv_launch, group_conv_parameters, sum_conv_launch
 from onnxopt.kernels.cubin import CubinError
 from onnxopt.kernels.launch import MERGE_PARAMETERS, MERGE_WARPS, attention_launch, merge_launch, parameter_names
+from onnxopt.kernels.operator_source import operator_source
 from onnxopt.kernels.report import ReportError, ResourceReport
+from onnxopt.kernels.source import KernelSource
 from onnxopt.lower.plugin_nodes import (
     CONV_BLOCK,
     FIRST_OPERANDS,
@@ -35,19 +37,10 @@ from onnxopt.lower.plugin_nodes import (
 from onnxopt.model.graph import Graph, view
 from onnxopt.model.read import read_model
 from onnxopt.package import PLUGIN
-from onnxopt.site_kernels import source_of
 
-_ONNX_TYPES: Mapping[int, TensorType] = {
-    TensorProto.FLOAT16: "fp16",
-    TensorProto.BFLOAT16: "bf16",
-    TensorProto.FLOAT: "float32",
-    TensorProto.INT32: "int32",
-}
+_TYPES: Mapping[int, TensorType] = {number: name for name, number in ONNX_TYPES.items()}
 _TABLE_TYPES: Mapping[str, TensorType] = {
-    "float16": "fp16",
-    "bfloat16": "bf16",
-    "float32": "float32",
-    "int32": "int32",
+    helper.tensor_dtype_to_np_dtype(number).name: name for number, name in _TYPES.items()
 }
 # Sizes that differ between two batches follow the batch.
 _BATCHES = (2, 3)
@@ -86,7 +79,7 @@ def package_kernels(folder: Path, model: ModelProto) -> dict[str, CompiledKernel
             continue
         architecture = packaged_architecture(folder, listed, node.operator)
         try:
-            kernels[node.operator] = packaged_kernel(folder, node.operator, source_of(node), architecture)
+            kernels[node.operator] = packaged_kernel(folder, node.operator, _source(node), architecture)
         except (CubinError, ReportError) as error:
             raise InputError(f"{folder}: the kernel of {node.operator} cannot be used: {error}; {_OPTIMIZE}") from None
     return kernels
@@ -198,7 +191,7 @@ def _operator(node: PluginNode, graphs: tuple[Graph, ...], report: ResourceRepor
             for name, tensor, elements in zip(output_names(node.configuration), node.outputs, outputs, strict=True)
         ),
         batch_elements=first,
-        tactics=(tactic_of(node.configuration, node.resident, source_of(node).entry, report),),
+        tactics=(tactic_of(node.configuration, node.resident, _source(node).entry, report),),
     )
 
 
@@ -212,6 +205,10 @@ def _launch(configuration: Mapping[str, Any], report: ResourceReport) -> Launch:
         return algorithm_launch(operator, kernel, 1, report)
     launch = {GROUP_CONV: group_conv_launch, CONV_BLOCK: conv_block_launch}.get(operator, attention_launch)
     return launch(kernel, shapes["jobs"][0], 1, report)
+
+
+def _source(node: PluginNode) -> KernelSource:
+    return operator_source(node.configuration, node.resident)
 
 
 def _of(reports: Mapping[str, ResourceReport], operator: str) -> ResourceReport:
@@ -258,12 +255,12 @@ def _known(node: PluginNode, graph: Graph, tensor: str) -> tuple[int, ...]:
 
 def _type(node: PluginNode, graph: Graph, tensor: str) -> TensorType:
     kind = graph.element_type(tensor)
-    if kind not in _ONNX_TYPES:
+    if kind not in _TYPES:
         raise InputError(
             f"node '{node.name}': '{tensor}' is of ONNX's type {TensorProto.DataType.Name(kind)}; allowed: float16, "
             f"bfloat16, float, int32; {_OPTIMIZE}"
         )
-    return _ONNX_TYPES[kind]
+    return _TYPES[kind]
 
 
 def _table_type(node: PluginNode, table: np.ndarray[Any, Any]) -> TensorType:

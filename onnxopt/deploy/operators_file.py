@@ -10,20 +10,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from onnxopt.deploy.aot_model import operator_of
 from onnxopt.deploy.engine_operators import EngineOperator, Grid, Output, Port, Tactic, TensorType
 from onnxopt.deploy.operator_specs import element_counts, grid_of, parameters_of, tactic_of
-from onnxopt.errors import InputError
+from onnxopt.documents import read_document
+from onnxopt.errors import InputError, shown
 from onnxopt.kernels.compilation import check_architecture
+from onnxopt.kernels.operator_source import operator_source
 from onnxopt.kernels.report import ResourceReport
 from onnxopt.lower.plugin_nodes import OPERATORS
-from onnxopt.model.files import atomic_write, read_file
+from onnxopt.model.files import atomic_write
 from onnxopt.plan.tables.types import VERSION
-from onnxopt.site_kernels import configured_source
 
 OPERATORS_FILE = "operators.json"
 SCHEMA = "onnxopt.operators/1"
@@ -58,23 +58,16 @@ def write_operators(folder: Path, operators: Sequence[EngineOperator], architect
 
 def read_operators(path: Path) -> PackageOperators:
     """Read the file; raises InputError with the place, what was found and what is allowed."""
-    try:
-        document = json.loads(read_file(path, _MOST_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); optimize the model again") from None
-    try:
-        return parse_operators(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}; optimize the model again, or get the package again") from None
+    return read_document(path, _MOST_BYTES, parse_operators)
 
 
 def parse_operators(document: Any) -> PackageOperators:
     """The operators in a document; raises InputError as :func:`read_operators` does."""
     fields = _fields(document, "the document", {"schema", "architecture", "operators"})
     if fields["schema"] != SCHEMA:
-        raise InputError(f"field 'schema' is {_shown(fields['schema'])}; this version reads '{SCHEMA}'")
+        raise InputError(f"field 'schema' is {shown(fields['schema'])}; this version reads '{SCHEMA}'")
     if not isinstance(fields["architecture"], str):
-        raise InputError(f"field 'architecture' is {_shown(fields['architecture'])}; allowed: a text such as 'sm_89'")
+        raise InputError(f"field 'architecture' is {shown(fields['architecture'])}; allowed: a text such as 'sm_89'")
     check_architecture(fields["architecture"])
     operators = tuple(_operator(entry) for entry in _list(fields["operators"], "operators", 0, _MOST_OPERATORS))
     names = [operator.name for operator in operators]
@@ -145,7 +138,7 @@ def _check_operator(operator: EngineOperator) -> None:
         ports = operator.tables[place : place + len(own["shapes"])]
         names = (*operands, *(port.name for port in ports), "batch", *made)
         report = ResourceReport(0, 0, tactic.shared_bytes, 0, 0, 0, tactic.threads)
-        entry = configured_source(own, tactic.resident).entry
+        entry = operator_source(own, tactic.resident).entry
         wanted = tactic_of(own, tactic.resident, entry, report, tactic.predicted_us)
         label = f"of tactic {number}"
         facts += [
@@ -158,7 +151,7 @@ def _check_operator(operator: EngineOperator) -> None:
     facts.append(("the number of its tables", len(operator.tables), place))
     for field, found, wanted_fact in facts:
         if found != wanted_fact:
-            raise InputError(f"{what}: {field}: {_shown(found)}; its configuration says {_shown(wanted_fact)}")
+            raise InputError(f"{what}: {field}: {shown(found)}; its configuration says {shown(wanted_fact)}")
 
 
 def _tactic(entry: Any, what: str) -> Tactic:
@@ -187,22 +180,22 @@ def _configuration(entry: Any, resident: int, what: str) -> dict[str, Any]:
     fields = _fields(entry, f"{what}: configuration", {"operator", "version", "kernel", "shapes", "tables"})
     if fields["operator"] not in OPERATORS or not isinstance(fields["kernel"], dict):
         raise InputError(
-            f"{what}: its configuration is of the operator {_shown(fields['operator'])}; allowed: one of "
+            f"{what}: its configuration is of the operator {shown(fields['operator'])}; allowed: one of "
             f"{', '.join(OPERATORS)}, with an object 'kernel'"
         )
-    if fields["version"] != VERSION:
-        raise InputError(f"{what}: its configuration has the version {_shown(fields['version'])}; allowed: {VERSION}")
+    if fields["version"] is True or fields["version"] != VERSION:
+        raise InputError(f"{what}: its configuration has the version {shown(fields['version'])}; allowed: {VERSION}")
     shapes = fields["shapes"]
     if not isinstance(shapes, dict) or len(shapes) > _MOST_TABLES:
-        raise InputError(f"{what}: 'shapes' is {_shown(shapes)}; allowed: an object of up to {_MOST_TABLES} tables")
+        raise InputError(f"{what}: 'shapes' is {shown(shapes)}; allowed: an object of up to {_MOST_TABLES} tables")
     for name, shape in shapes.items():
         _name(name, f"{what}: a table")
         for number in _list(shape, f"{what}: shape of '{name}'", 1, _MOST_RANK):
             _whole(number, f"{what}: shape of '{name}'", 1, _LARGEST)
     if not isinstance(fields["tables"], str) or not re.fullmatch(r"[0-9a-f]{64}", fields["tables"]):
-        raise InputError(f"{what}: 'tables' is {_shown(fields['tables'])}; allowed: a SHA-256 in hex")
+        raise InputError(f"{what}: 'tables' is {shown(fields['tables'])}; allowed: a SHA-256 in hex")
     try:
-        configured_source(fields, resident)
+        operator_source(fields, resident)
         grid_of(fields)
         element_counts(fields)
         parameters_of(fields)
@@ -227,7 +220,7 @@ def _output(entry: Any, what: str) -> Output:
 def _tensor(fields: Mapping[str, Any], what: str) -> tuple[str, TensorType, tuple[int | None, ...]]:
     name = _name(fields["name"], f"{what}: a tensor's name")
     if fields["type"] not in _TYPES:
-        raise InputError(f"{what}: '{name}' is of type {_shown(fields['type'])}; allowed: {', '.join(_TYPES)}")
+        raise InputError(f"{what}: '{name}' is of type {shown(fields['type'])}; allowed: {', '.join(_TYPES)}")
     sizes = _list(fields["shape"], f"{what}: shape of '{name}'", 0, _MOST_RANK)
     shape = tuple(None if size is None else _whole(size, f"{what}: shape of '{name}'", 1, _LARGEST) for size in sizes)
     return name, cast(TensorType, fields["type"]), shape
@@ -236,36 +229,31 @@ def _tensor(fields: Mapping[str, Any], what: str) -> tuple[str, TensorType, tupl
 def _fields(entry: Any, what: str, names: set[str]) -> dict[str, Any]:
     if not isinstance(entry, dict) or set(entry) != names:
         found = sorted(map(str, entry)) if isinstance(entry, dict) else entry
-        raise InputError(f"{what} is {_shown(found)}; allowed: an object with exactly {', '.join(sorted(names))}")
+        raise InputError(f"{what} is {shown(found)}; allowed: an object with exactly {', '.join(sorted(names))}")
     return entry
 
 
 def _list(value: Any, what: str, least: int, most: int) -> list[Any]:
     if not isinstance(value, list) or not least <= len(value) <= most:
-        raise InputError(f"{what}: {_shown(value)}; allowed: a list of {least} to {most:,}")
+        raise InputError(f"{what}: {shown(value)}; allowed: a list of {least} to {most:,}")
     return value
 
 
 def _whole(value: Any, what: str, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InputError(f"{what} is {_shown(value)}; allowed: {least:,} to {most:,}")
+        raise InputError(f"{what} is {shown(value)}; allowed: {least:,} to {most:,}")
     return value
 
 
 def _time(value: Any, what: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (isfinite(value) and value >= 0):
-        raise InputError(f"{what}: predicted_us is {_shown(value)}; allowed: null, or a number from 0 on")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+        raise InputError(f"{what}: predicted_us is {shown(value)}; allowed: null, or a number from 0 to {_LARGEST:,}")
     return float(value)
 
 
 def _name(value: Any, what: str) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise InputError(f"{what} is {_shown(value)}; allowed: up to 100 letters, digits and _, a letter first")
+        raise InputError(f"{what} is {shown(value)}; allowed: up to 100 letters, digits and _, a letter first")
     return value
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,4 +1,4 @@
-"""The kernels that lie in a package, read back with care: machine code and PTX of one kernel, as the manifest says."""
+"""The kernels that lie in a package: written, and read back with care, machine code and PTX as the manifest says."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.cubin import kernel_figures
 from onnxopt.kernels.report import ReportError, ResourceReport, published_shared
 from onnxopt.kernels.source import KernelSource
-from onnxopt.model.files import read_file
+from onnxopt.model.files import atomic_write, read_file
 
 FOLDER = "kernels"
-_MOST_CODE_BYTES = 64 << 20
+MOST_CODE_BYTES = 64 << 20
 _TARGET = re.compile(r"^\.target\s+(\w+)", re.MULTILINE)
 
 
@@ -27,6 +27,13 @@ def cubin_name(name: str, architecture: str) -> str:
 def ptx_name(name: str) -> str:
     """Where a package has the PTX of an operator, or of one of its tactics."""
     return f"{FOLDER}/{name}.ptx"
+
+
+def write_kernel(package: Path, name: str, compiled: CompiledKernel) -> None:
+    """Write a kernel below a package's folder: machine code, and PTX for engines and the CPU."""
+    (package / FOLDER).mkdir(exist_ok=True)
+    atomic_write(package / cubin_name(name, compiled.architecture), compiled.cubin)
+    atomic_write(package / ptx_name(name), compiled.ptx.encode())
 
 
 def packaged_architecture(package: Path, listed: Collection[str], name: str) -> str:
@@ -52,7 +59,7 @@ def packaged_kernel(package: Path, name: str, source: KernelSource, architecture
     are not of one kernel.
     """
     files = (cubin_name(name, architecture), ptx_name(name))
-    cubin, text = (read_file(checked_file(package, file), _MOST_CODE_BYTES) for file in files)
+    cubin, text = (read_file(checked_file(package, file), MOST_CODE_BYTES) for file in files)
     try:
         ptx = text.decode()
     except UnicodeDecodeError:

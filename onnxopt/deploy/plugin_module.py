@@ -14,6 +14,7 @@ from string import Template
 
 from onnxopt.deploy.engine_operators import EngineOperator
 from onnxopt.deploy.module_text import KernelFiles, operator_section
+from onnxopt.deploy.packaged_kernels import MOST_CODE_BYTES, cubin_name, ptx_name
 from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import architecture_for
 from onnxopt.kernels.cubin import capability
@@ -23,9 +24,7 @@ from onnxopt.resources import resource_dir
 PLUGIN_MODULE = "tensorrt_plugins.py"
 
 _TEMPLATES = "tensorrt_module"
-_KERNELS = "kernels"
 _LINE = 118
-_MOST_CODE_BYTES = 64 << 20
 
 _MACHINE = """\
 The kernels are planned and compiled for {target}, that is for GPUs of compute capability {major}.{minor}. Build the
@@ -78,8 +77,8 @@ def _head(template: Template, target: str, code: str) -> str:
 
 
 def _kernel(folder: Path, name: str, architecture: str) -> KernelFiles:
-    files = (folder / _KERNELS / f"{name}.{suffix}" for suffix in ("ptx", f"{architecture}.cubin"))
-    ptx, cubin = (sha256(read_file(file, _MOST_CODE_BYTES)).hexdigest() for file in files)
+    files = (folder / file for file in (ptx_name(name), cubin_name(name, architecture)))
+    ptx, cubin = (sha256(read_file(file, MOST_CODE_BYTES)).hexdigest() for file in files)
     return KernelFiles(name, ptx, cubin)
 
 

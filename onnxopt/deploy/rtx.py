@@ -9,19 +9,17 @@ from pathlib import Path
 
 import onnx
 
+from onnxopt.deploy.batch_range import BatchRange, check_batch
 from onnxopt.deploy.child import module_command
 from onnxopt.deploy.operators import foreign_nodes
 from onnxopt.deploy.tensorrt_build import (
     TENSORRT_RTX,
     WORKER,
-    BatchRange,
     BuildProgress,
     EngineInfo,
-    check_batch,
     check_writable,
-    described,
+    kept_engine,
     listed,
-    move_engine,
     run_worker,
 )
 from onnxopt.errors import InputError, MissingError
@@ -84,20 +82,7 @@ def build_engine(
             "batch": batches.sizes,
         }
         done = run_worker(module_command(WORKER), request, TENSORRT_RTX, label, progress, _advice)
-        size, digest = move_engine(engine, out)
-    inputs = described(done["inputs"])
-    return EngineInfo(
-        path=out,
-        architecture=arch,
-        library=TENSORRT_RTX,
-        version=str(done["version"]),
-        bytes=size,
-        sha256=digest,
-        layers=int(done["layers"]),
-        batch=batches if any(-1 in tensor.shape for tensor in inputs) else None,
-        inputs=inputs,
-        outputs=described(done["outputs"]),
-    )
+        return kept_engine(engine, out, done, TENSORRT_RTX, arch, batches)
 
 
 def _capability(arch: str) -> str:

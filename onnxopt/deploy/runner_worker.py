@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxopt.deploy.child import Channel
 from onnxopt.deploy.runner_device import EngineDevice
@@ -30,7 +32,7 @@ def main() -> int:
     try:
         channel.send("stage", name=f"loading {NAMES[request['library']]}")
         outcome = _serve(importlib.import_module(request["library"]), request, channel)
-        np.savez(request["outputs"], **outcome.outputs)  # type: ignore[arg-type]
+        save_arrays(Path(request["outputs"]), outcome.outputs)
     except (OnnxOptError, Unbuildable) as error:
         channel.send("failed", message=str(error))
         return 0
@@ -39,6 +41,14 @@ def main() -> int:
         return 0
     channel.send("done", latency=outcome.latency.to_json(), note=outcome.note)
     return 0
+
+
+def save_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write an .npz file; unlike ``numpy.savez`` it takes arrays of any name, ``file`` included."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _serve(trt: Any, request: Mapping[str, Any], channel: Channel) -> Outcome:

@@ -16,21 +16,19 @@ from typing import Any, Literal
 import onnx
 
 from onnxopt.deploy.aot_model import AOT_MODEL
+from onnxopt.deploy.batch_range import BatchRange, check_batch
 from onnxopt.deploy.child import module_command
 from onnxopt.deploy.launcher import find_launcher
 from onnxopt.deploy.launcher_model import LAUNCHER_MODEL
-from onnxopt.deploy.manifest import BuiltFor, Manifest, check_manifest, checked_file, copy_files, write_manifest
+from onnxopt.deploy.manifest import BuiltFor, Manifest, add_to_manifest, check_manifest, checked_file, copy_files
 from onnxopt.deploy.plugin_module import PLUGIN_MODULE
 from onnxopt.deploy.tensorrt_build import (
     TENSORRT,
     WORKER,
-    BatchRange,
     BuildProgress,
     EngineInfo,
-    check_batch,
     check_writable,
-    described,
-    move_engine,
+    kept_engine,
     run_worker,
 )
 from onnxopt.deploy.tensorrt_cache import default_timing_cache, read_timings, write_timings
@@ -107,14 +105,7 @@ def build_in_package(
     library = f"{TENSORRT.module} {info.version}"
     rounded = "allowed" if options.tf32 else ""
     built = BuiltFor(device.architecture, device.name, device.driver_version, library, way, rounded)
-    write_manifest(
-        folder,
-        target=manifest.target,
-        versions={**manifest.versions, TENSORRT.module: info.version},
-        source=manifest.source,
-        files={entry.path for entry in manifest.files} | {ENGINE},
-        engines={**manifest.engines, ENGINE: built},
-    )
+    add_to_manifest(folder, manifest, ENGINE, built, {TENSORRT.module: info.version})
     return info
 
 
@@ -200,7 +191,7 @@ def _build(
     check_batch(model, label, options.batch)
     check_writable(out)
     batches = options.batch or BatchRange()
-    with tempfile.TemporaryDirectory(prefix=".onnxopt-engine-", dir=out.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=".onnxopt-engine-", dir=out.parent.absolute()) as folder:
         copy, engine = Path(folder) / "model.onnx", Path(folder) / "engine"
         write_model(model, copy)
         request = {
@@ -216,24 +207,11 @@ def _build(
         if timings is not None:
             request |= _lent_timings(timings, Path(folder))
         done = run_worker(module_command(WORKER), request, TENSORRT, label, progress, _advice)
-        size, digest = move_engine(engine, out)
+        device = machine.device
+        info = kept_engine(engine, out, done, TENSORRT, device.architecture, batches, gpu=device.name, way=way)
         if timings is not None and Path(request["new_timing_cache"]).is_file():
             write_timings(timings, Path(request["new_timing_cache"]).read_bytes())
-    inputs = described(done["inputs"])
-    return EngineInfo(
-        path=out,
-        architecture=machine.device.architecture,
-        library=TENSORRT,
-        version=str(done["version"]),
-        bytes=size,
-        sha256=digest,
-        layers=int(done["layers"]),
-        batch=batches if any(-1 in tensor.shape for tensor in inputs) else None,
-        inputs=inputs,
-        outputs=described(done["outputs"]),
-        gpu=machine.device.name,
-        way=way,
-    )
+    return info
 
 
 def _timing_cache(options: TensorrtOptions, machine: Machine) -> Path | None:

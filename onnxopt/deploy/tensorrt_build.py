@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
-
+from onnxopt.deploy.batch_range import BatchRange
 from onnxopt.deploy.child import ChildEnd, Event, run_child
 from onnxopt.errors import InputError, MissingError
 from onnxopt.model.files import atomic_file
@@ -38,27 +37,6 @@ class Library:
 
 TENSORRT = Library("tensorrt", "TensorRT")
 TENSORRT_RTX = Library("tensorrt_rtx", "TensorRT-RTX")
-
-
-@dataclass(frozen=True)
-class BatchRange:
-    """The batches that an engine takes, and the one that it is tuned for."""
-
-    smallest: int = 1
-    best: int = 1
-    largest: int = 8
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.smallest <= self.best <= self.largest < 1 << 31:
-            raise InputError(
-                f"the batches {self.smallest},{self.best},{self.largest} are no range; allowed: the smallest, the one "
-                "to tune for and the largest, each 1 or more and none below the one before it, for example 1,8,32"
-            )
-
-    @property
-    def sizes(self) -> list[int]:
-        """The smallest, the one that the engine is tuned for, and the largest."""
-        return [self.smallest, self.best, self.largest]
 
 
 @dataclass(frozen=True)
@@ -133,21 +111,14 @@ class EngineInfo:
         }
 
 
-def check_batch(model: onnx.ModelProto, label: str, asked: BatchRange | None) -> None:
-    """Raise InputError where a batch is asked for and the model has none to choose."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    fed = [value for value in model.graph.input if value.name not in stored]
-    symbolic = any(not dim.HasField("dim_value") for value in fed for dim in value.type.tensor_type.shape.dim)
-    if asked is not None and not symbolic:
-        raise InputError(f"--batch: {label} has a fixed batch; leave out --batch, or export it with a symbolic one")
-
-
 def check_writable(out: Path) -> None:
     """Raise InputError where the engine could not be written in the end."""
     if not out.parent.is_dir():
         raise InputError(f"cannot write {out}: there is no folder {out.parent}; create it first")
     if not os.access(out.parent, os.W_OK | os.X_OK):
         raise InputError(f"cannot write {out}: the folder {out.parent} is not writable; choose another one")
+    if out.exists() and not out.is_file():
+        raise InputError(f"cannot write {out}: it is a folder or a device; give the name of a file")
 
 
 def run_worker(
@@ -184,8 +155,38 @@ def run_worker(
     raise _crash(end, library, label, state)
 
 
-def move_engine(source: Path, target: Path) -> tuple[int, str]:
-    """Copy the engine to its place atomically; returns its size in bytes and its SHA-256."""
+def kept_engine(
+    source: Path,
+    out: Path,
+    done: Mapping[str, Any],
+    library: Library,
+    architecture: str,
+    batch: BatchRange,
+    *,
+    gpu: str = "",
+    way: str = "",
+) -> EngineInfo:
+    """Copy an engine to its place, whole or not at all; what it is follows from the worker's ``done`` event."""
+    size, digest = _copied(source, out)
+    inputs, outputs = _described(done["inputs"]), _described(done["outputs"])
+    return EngineInfo(
+        path=out,
+        architecture=architecture,
+        library=library,
+        version=str(done["version"]),
+        bytes=size,
+        sha256=digest,
+        layers=int(done["layers"]),
+        batch=batch if any(-1 in tensor.shape for tensor in inputs) else None,
+        inputs=inputs,
+        outputs=outputs,
+        gpu=gpu,
+        way=way,
+    )
+
+
+def _copied(source: Path, target: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of what was copied."""
     digest = hashlib.sha256()
     size = 0
     with source.open("rb") as engine, atomic_file(target) as file:
@@ -195,20 +196,7 @@ def move_engine(source: Path, target: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def parse_batch(text: str) -> BatchRange:
-    """``4`` as the only batch, ``1,8,32`` as the smallest, the one to tune for and the largest.
-
-    Raises InputError for anything else.
-    """
-    parts = text.split(",")
-    if len(parts) not in (1, 3) or not all(part.strip().isdecimal() and len(part) < 12 for part in parts):
-        raise InputError(f"--batch is '{text[:60]}'; allowed: one number, or three such as 1,8,32")
-    sizes = [int(part) for part in parts]
-    return BatchRange(*(sizes if len(sizes) == 3 else sizes * 3))
-
-
-def described(tensors: Sequence[Mapping[str, Any]]) -> tuple[EngineTensor, ...]:
-    """Tensors as the worker describes them."""
+def _described(tensors: Sequence[Mapping[str, Any]]) -> tuple[EngineTensor, ...]:
     return tuple(EngineTensor(t["name"], t["dtype"], tuple(t["shape"])) for t in tensors)
 
 

@@ -152,10 +152,12 @@ class ConvSite:
 
     def connectivity(self) -> IntArray:
         """Channels of the site's output x channels of its input: how many ways lead from one to the other."""
-        links = self.links().astype(np.int64)
+        # In float64, which counts exactly here, and which BLAS multiplies.
+        links = self.links().astype(np.float64)
         if not self.before.is_identity:
             links = links @ self.before.matrix()
-        return links if self.after.is_identity else self.after.matrix() @ links
+        links = links if self.after.is_identity else self.after.matrix() @ links
+        return links.astype(np.int64)
 
     def to_json(self) -> dict[str, Any]:
         """The discovered fields of an entry of ``sites`` in ``onnxopt.inspect/1``."""

@@ -162,6 +162,12 @@ def with_others(source: KernelSource, before: int, after: int) -> KernelSource:
     return source if wanted == source.defines else replace(source, defines=wanted)
 
 
+def others_of(source: KernelSource) -> tuple[int, int]:
+    """How many tables of other kernels stand in front of a kernel's own, and behind them: as :func:`with_others`."""
+    before, after = (int(source.define(name) or 0) for name in _OTHERS)
+    return before, after
+
+
 def _variants(kernel: Mapping[str, Any], element: Element) -> tuple[AttentionVariant, ...]:
     documents = shape_documents("attention kernel", kernel)
     variants = tuple(_variant(number, document, element) for number, document in enumerate(documents))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, shown
 from onnxopt.measure.environment import Environment
 from onnxopt.measure.timing import PairTiming
 from onnxopt.model.files import read_file
@@ -145,12 +145,12 @@ def parse_line(line: bytes) -> Record:
     if not isinstance(entry, dict):
         raise ValueError("it is not a JSON object")
     if entry.get("schema") != SCHEMA:
-        raise ValueError(f"its schema is {_shown(entry.get('schema'))}; this version reads {SCHEMA!r}")
+        raise ValueError(f"its schema is {shown(entry.get('schema'))}; this version reads {SCHEMA!r}")
     if set(entry) != _FIELDS:
-        raise ValueError(f"missing or unknown fields: {_shown(sorted(set(entry) ^ _FIELDS))}")
+        raise ValueError(f"missing or unknown fields: {shown(sorted(set(entry) ^ _FIELDS))}")
     key = entry["key"]
     if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise ValueError(f"key is {_shown(key)}; it must be 64 hexadecimal digits")
+        raise ValueError(f"key is {shown(key)}; it must be 64 hexadecimal digits")
     limits = {"original_us": _MAX_MICROSECONDS, "candidate_us": _MAX_MICROSECONDS}
     numbers = {name: _number(entry, name, limits.get(name, _MAX_RATIO)) for name in _NUMBERS}
     if not numbers["low"] <= numbers["ratio"] <= numbers["high"]:
@@ -170,27 +170,22 @@ def parse_line(line: bytes) -> Record:
 def _number(entry: Mapping[str, Any], name: str, largest: float) -> float:
     value = entry[name]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= largest or math.isnan(value):
-        raise ValueError(f"{name} is {_shown(value)}; it must be a number above 0 and at most {largest:g}")
+        raise ValueError(f"{name} is {shown(value)}; it must be a number above 0 and at most {largest:g}")
     return float(value)
 
 
 def _whole(entry: Mapping[str, Any], name: str, smallest: int, largest: int) -> int:
     value = entry[name]
     if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
-        raise ValueError(f"{name} is {_shown(value)}; it must be a whole number from {smallest} to {largest}")
+        raise ValueError(f"{name} is {shown(value)}; it must be a whole number from {smallest} to {largest}")
     return value
 
 
 def _text(entry: Mapping[str, Any], name: str) -> str:
     value = entry[name]
     if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or not value.isprintable():
-        raise ValueError(f"{name} is {_shown(value)}; it must be printable text of 1 to {MAX_TEXT} characters")
+        raise ValueError(f"{name} is {shown(value)}; it must be printable text of 1 to {MAX_TEXT} characters")
     return value
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from onnx import ModelProto
 
 from onnxopt.errors import InputError
+from onnxopt.model.graph import runtime_inputs
 
 MAX_PERCENTILES = 16
 # An hour of milliseconds, and more seconds or inferences than anybody waits for.
@@ -94,11 +95,8 @@ def input_shapes(model: ModelProto, *, batch: int = 1, most: int | None = None) 
         raise InputError(
             f"batch {batch} of at most {largest}; allowed: 1 to the largest batch, and that up to {1 << 20}"
         )
-    constants = {tensor.name for tensor in model.graph.initializer}
     shapes = []
-    for value in model.graph.input:
-        if value.name in constants:
-            continue
+    for value in runtime_inputs(model.graph):
         axes = value.type.tensor_type.shape.dim
         symbolic = [index for index, axis in enumerate(axes) if not axis.HasField("dim_value")]
         if any(index > 0 for index in symbolic):

@@ -31,7 +31,7 @@ from onnxopt.measure.trtexec_options import WAYS, TrtexecOptions
 from onnxopt.measure.trtexec_run import Measured, find_trtexec, run_trtexec
 from onnxopt.model.read import read_model
 from onnxopt.package import PLAN, PLUGIN
-from onnxopt.report.plan_document import PlanDocument, read_plan
+from onnxopt.plan_document import PlanDocument, read_plan
 from onnxopt.verification.interface import check_interfaces
 
 SCHEMA = "onnxopt.bench.trtexec/1"
@@ -204,9 +204,10 @@ def _folder(keep: Path | None) -> Iterator[Path]:
         return
     try:
         keep.mkdir(parents=True, exist_ok=True)
+        yield keep.absolute()
     except OSError as error:
-        raise InputError(f"{keep}: cannot be made: {error.strerror}; choose another folder with --keep") from None
-    yield keep.absolute()
+        place = error.filename or keep
+        raise InputError(f"{place}: cannot be written: {error.strerror}; choose another folder with --keep") from None
 
 
 def _measure(

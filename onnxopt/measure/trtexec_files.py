@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, shown
 from onnxopt.measure.trtexec_log import Summary
 from onnxopt.model.files import read_file
 
@@ -64,7 +64,7 @@ def read_trace(path: Path) -> Trace:
         where = f"{path}, inference {number}"
         values = {name: _number(entry, name, where) for name in _TRACE} if isinstance(entry, dict) else {}
         if not values:
-            raise InputError(f"{where} is {_shown(entry)}; allowed: an object")
+            raise InputError(f"{where} is {shown(entry)}; allowed: an object")
         compute.append(values["computeMs"])
         latency.append(values["latencyMs"])
     return Trace(len(entries), median(latency), median(compute))
@@ -96,10 +96,10 @@ def read_profile(path: Path) -> tuple[LayerTime, ...]:
     for number, entry in enumerate(entries[1:]):
         where = f"{path}, layer {number}"
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-            raise InputError(f"{where} is {_shown(entry)}; allowed: an object with a name")
+            raise InputError(f"{where} is {shown(entry)}; allowed: an object with a name")
         values = {name: _number(entry, name, where) for name in _PROFILE}
         if min(values.values()) < 0:
-            raise InputError(f"{where} has a negative time: {_shown(entry)}")
+            raise InputError(f"{where} has a negative time: {shown(entry)}")
         layers.append(LayerTime(entry["name"], values["averageMs"], values["medianMs"]))
     if not layers:
         raise InputError(f"{path} has no layers; the engine was not profiled")
@@ -114,7 +114,7 @@ def read_layers(path: Path) -> dict[str, tuple[str, ...]]:
     """
     document = _json(path, _read(path, _MAX_LAYERS))
     if not isinstance(document, dict):
-        raise InputError(f"{path} is {_shown(document)}; allowed: an object with 'Layers'")
+        raise InputError(f"{path} is {shown(document)}; allowed: an object with 'Layers'")
     layers: dict[str, tuple[str, ...]] = {}
     for number, entry in enumerate(_list(document.get("Layers"), f"'Layers' of {path}")):
         where = f"{path}, layer {number}"
@@ -122,10 +122,10 @@ def read_layers(path: Path) -> dict[str, tuple[str, ...]]:
             layers.setdefault(entry, ())
             continue
         if not isinstance(entry, dict) or not isinstance(entry.get("Name"), str):
-            raise InputError(f"{where} is {_shown(entry)}; allowed: a name, or an object with a 'Name'")
+            raise InputError(f"{where} is {shown(entry)}; allowed: a name, or an object with a 'Name'")
         metadata = entry.get("Metadata", "")
         if not isinstance(metadata, str):
-            raise InputError(f"{where} has the 'Metadata' {_shown(metadata)}; allowed: a text")
+            raise InputError(f"{where} has the 'Metadata' {shown(metadata)}; allowed: a text")
         before = layers.get(entry["Name"], ())
         layers[entry["Name"]] = tuple(dict.fromkeys((*before, *metadata_nodes(metadata))))
     return layers
@@ -190,14 +190,14 @@ def _json(path: Path, content: bytes) -> Any:
 
 def _list(found: Any, what: str) -> Sequence[Any]:
     if not isinstance(found, list) or len(found) > _MAX_ENTRIES:
-        raise InputError(f"{what} is {_shown(found)}; allowed: a list of up to {_MAX_ENTRIES:,} entries")
+        raise InputError(f"{what} is {shown(found)}; allowed: a list of up to {_MAX_ENTRIES:,} entries")
     return found
 
 
 def _number(entry: Mapping[str, Any], name: str, where: str) -> float:
     value = entry.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{where} has {_shown(value)} in '{name}'; allowed: a number")
+        raise InputError(f"{where} has {shown(value)} in '{name}'; allowed: a number")
     try:
         number = float(value)
     except OverflowError:
@@ -205,8 +205,3 @@ def _number(entry: Mapping[str, Any], name: str, where: str) -> float:
     if not math.isfinite(number):
         raise InputError(f"{where} has {value} in '{name}'; allowed: a finite number. Run trtexec for longer")
     return number
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from onnxopt.lower.rewrite import NODE_PREFIX
 from onnxopt.measure.trtexec_files import LayerTime
-from onnxopt.report.plan_document import PlanSite
+from onnxopt.plan_document import PlanSite
 
 Owners = Mapping[str, str | None]
 """By node name the site that it belongs to; None for a node of no site."""

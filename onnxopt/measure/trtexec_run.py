@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from onnxopt.deploy.child import signal_name
 from onnxopt.errors import InputError, MissingError
 from onnxopt.measure.trtexec_log import OLDEST, Log, Summary, parse_log
 
@@ -70,7 +71,7 @@ def run_trtexec(command: Sequence[str], log: Path, *, timeout: float = 3600.0) -
     text = log.read_bytes()[:_MAX_OUTPUT].decode(errors="replace")
     parsed = parse_log(text)
     if code != 0 or parsed.result in ("FAILED", "WAIVED"):
-        how = f"was killed by {_signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         verdict = f" ('&&&& {parsed.result}')" if parsed.result else ""
         raise InputError(_report(f"trtexec {how}{verdict}", parsed.errors, text, command))
     if parsed.version is not None and parsed.version[:2] < OLDEST:
@@ -127,10 +128,3 @@ def _report(what: str, errors: Sequence[str], text: str, command: Sequence[str])
     shown = list(errors[-_SHOWN_LINES:]) or lines[-_SHOWN_LINES:]
     body = "".join(f"\n  {line[:_SHOWN_WIDTH]}" for line in shown)
     return f"{what}:{body}\n  the command was: {shlex.join(command)}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -9,11 +9,12 @@ float16 only; :mod:`onnxopt.model.bfloat16` makes bfloat16 of what it wrote.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Literal
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx.shape_inference import InferenceError
 
 from onnxopt.errors import InputError
@@ -60,6 +61,8 @@ def convert(model: ModelProto, precision: Precision, *, convert_io: bool = False
     prepared = _inlined_constants(model)
     if precision == "bf16":
         prepared = raised_opset(prepared)
+    _compute_constant_outputs(prepared.graph)
+    passed = [] if convert_io else _take_out_passed_inputs(prepared.graph)
     names = [node.name for node in prepared.graph.node]
     # The converter is told by name what stays, and exporters leave nodes without one.
     for number, node in enumerate(prepared.graph.node):
@@ -72,6 +75,7 @@ def convert(model: ModelProto, precision: Precision, *, convert_io: bool = False
     _tidy(narrow, prepared)
     if precision == "bf16":
         as_bfloat16(narrow, prepared)
+    _put_back(narrow.graph, passed)
     check_and_sort(narrow)
     helper.set_model_props(
         narrow,
@@ -133,6 +137,43 @@ def _inlined_constants(model: ModelProto) -> ModelProto:
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
     return copy
+
+
+def _compute_constant_outputs(graph: GraphProto) -> None:
+    """Let nodes make those outputs that are constants: the converter casts what nodes make."""
+    outputs = {value.name for value in graph.output}
+    taken = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+    made = []
+    for tensor in graph.initializer:
+        if tensor.name in outputs and tensor.data_type == TensorProto.FLOAT:
+            own = next(name for name in (f"{tensor.name}/{n}" for n in count()) if name not in taken)
+            made.append(helper.make_node("Identity", [own], [tensor.name]))
+            tensor.name = own
+    if made:
+        nodes = [*made, *(NodeProto.FromString(node.SerializeToString()) for node in graph.node)]
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+
+def _take_out_passed_inputs(graph: GraphProto) -> list[tuple[int, ValueInfoProto]]:
+    """Take out outputs that are inputs, of which the converter would make a second tensor; gives their places too."""
+    inputs = {value.name for value in graph.input}
+    passed = [(place, value) for place, value in enumerate(_outputs(graph)) if value.name in inputs]
+    for place, _ in reversed(passed):
+        del graph.output[place]
+    return passed
+
+
+def _put_back(graph: GraphProto, passed: Sequence[tuple[int, ValueInfoProto]]) -> None:
+    values = _outputs(graph)
+    for place, value in passed:
+        values.insert(place, value)
+    del graph.output[:]
+    graph.output.extend(values)
+
+
+def _outputs(graph: GraphProto) -> list[ValueInfoProto]:
+    return [ValueInfoProto.FromString(value.SerializeToString()) for value in graph.output]
 
 
 def _separate_constants(graph: GraphProto, wide: set[str]) -> None:

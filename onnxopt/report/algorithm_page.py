@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from onnxopt.errors import InputError
+from onnxopt.errors import InputError, shown
 from onnxopt.report.markup import NOTHING, count, facts, microseconds, numbered, percent, table, text
 
 _MOST_LAYERS = 100_000
@@ -30,7 +30,7 @@ def algorithm_section(found: Any) -> str:
     fields = _object(found, "conv_algorithms")
     layers = fields.get("layers")
     if not isinstance(layers, list) or len(layers) > _MOST_LAYERS:
-        raise InputError(f"field 'conv_algorithms.layers' is {_shown(layers)}; allowed: a list of layers")
+        raise InputError(f"field 'conv_algorithms.layers' is {shown(layers)}; allowed: a list of layers")
     single = _object(fields.get("best_single"), "conv_algorithms.best_single")
     solver = _object(fields.get("solver"), "conv_algorithms.solver")
     budget = None if fields.get("budget_bytes") is None else _number(fields, "budget_bytes")
@@ -84,28 +84,23 @@ def _rows(layers: list[Any]) -> list[tuple[str, ...]]:
 
 def _object(found: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
-        raise InputError(f"field '{where}' is {_shown(found)}; allowed: an object")
+        raise InputError(f"field '{where}' is {shown(found)}; allowed: an object")
     return found
 
 
 def _word(fields: Mapping[str, Any], name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str):
-        raise InputError(f"the choice of algorithms has {_shown(value)} in the field '{name}'; allowed: a text")
+        raise InputError(f"the choice of algorithms has {shown(value)} in the field '{name}'; allowed: a text")
     return value
 
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InputError(f"the choice of algorithms has {_shown(value)} in the field '{name}'; allowed: a number")
+        raise InputError(f"the choice of algorithms has {shown(value)} in the field '{name}'; allowed: a number")
     return float(value)
 
 
 def _bytes(number: float) -> str:
     return NOTHING if number == 0 else f"{number / 1e6:,.1f}<i> MB</i>"
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."

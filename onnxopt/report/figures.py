@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.errors import InputError
-from onnxopt.model.files import read_file
+from onnxopt.documents import read_document
+from onnxopt.errors import InputError, shown
 from onnxopt.report.picture import MAX_TILES, Kind, Picture, Stage, TileKind, Tiles
 from onnxopt.report.raster import MAX_CELLS, Axis, Levels
 
@@ -66,21 +66,14 @@ def figures_document(entries: Mapping[str, Sequence[Picture]]) -> dict[str, Any]
 
 def read_figures(path: Path) -> Figures:
     """Read ``figures.json``; raises InputError naming the file and the field for anything else."""
-    try:
-        document = json.loads(read_file(path, _MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); optimize the model again") from None
-    try:
-        return parse_figures(document)
-    except InputError as error:
-        raise InputError(f"{path}: {error}; optimize the model again, or get the package again") from None
+    return read_document(path, _MAX_BYTES, parse_figures)
 
 
 def parse_figures(document: Any) -> Figures:
     """The pictures of a document; raises InputError naming the field, the value and what is allowed."""
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         found = document.get("schema") if isinstance(document, dict) else document
-        raise InputError(f"field 'schema' is {_shown(found)}; this version reads '{SCHEMA}'")
+        raise InputError(f"field 'schema' is {shown(found)}; this version reads '{SCHEMA}'")
     pictures, sites = document.get("pictures"), document.get("sites")
     if not isinstance(pictures, list) or len(pictures) > MAX_PICTURES:
         raise InputError(f"field 'pictures' is not a list of up to {MAX_PICTURES:,} pictures")
@@ -91,7 +84,7 @@ def parse_figures(document: Any) -> Figures:
 
 
 def _references(site: str, found: Any, count: int) -> tuple[int, ...]:
-    where = f"sites[{_shown(site)}]"
+    where = f"sites[{shown(site)}]"
     if not isinstance(found, list) or len(found) > MAX_PICTURES:
         raise InputError(f"field '{where}' is not a list of up to {MAX_PICTURES:,} numbers of pictures")
     return tuple(_checked(number, 0, count - 1, where) for number in found)
@@ -117,13 +110,13 @@ def _written(picture: Picture) -> dict[str, Any]:
 
 def _parsed(entry: Any, where: str) -> Picture:
     if not isinstance(entry, dict):
-        raise InputError(f"field '{where}' is {_shown(entry)}; a picture is an object")
+        raise InputError(f"field '{where}' is {shown(entry)}; a picture is an object")
     kind, stage = entry.get("kind"), entry.get("stage")
     if kind not in _KINDS or stage not in _STAGES:
-        raise InputError(f"field '{where}' has the kind {_shown(kind)} and the stage {_shown(stage)}")
+        raise InputError(f"field '{where}' has the kind {shown(kind)} and the stage {shown(stage)}")
     rows, columns = (_axis(entry.get(name), f"{where}.{name}") for name in ("rows", "columns"))
     needed, computed = (_checked(entry.get(n), 0, _MAX_NUMBER, f"{where}.{n}") for n in ("needed", "computed"))
-    total, first, shown = _numbers(entry.get("blocks"), 3, f"{where}.blocks")
+    total, first, blocks = _numbers(entry.get("blocks"), 3, f"{where}.blocks")
     covered = entry.get("computed_levels")
     return Picture(
         kind,
@@ -139,7 +132,7 @@ def _parsed(entry: Any, where: str) -> Picture:
         _tiles(entry.get("tiles"), rows, columns, f"{where}.tiles"),
         total,
         first,
-        shown,
+        blocks,
     )
 
 
@@ -148,7 +141,7 @@ def _axis(found: Any, where: str) -> Axis:
     axis = Axis(size, step)
     # Outlines are 32-bit numbers.
     if not 1 <= size < 1 << 31 or step < 1 or axis.cells > MAX_CELLS:
-        raise InputError(f"field '{where}' is {_shown(found)}; allowed: up to {MAX_CELLS} cells of at least one")
+        raise InputError(f"field '{where}' is {shown(found)}; allowed: up to {MAX_CELLS} cells of at least one")
     return axis
 
 
@@ -181,7 +174,7 @@ def _packed(data: bytes) -> str:
 def _unpacked(found: Any, limit: int, where: str) -> bytes:
     """The data of a field, of which no more than ``limit`` bytes are unpacked."""
     if not isinstance(found, str):
-        raise InputError(f"field '{where}' is {_shown(found)}; allowed: compressed data in base 64")
+        raise InputError(f"field '{where}' is {shown(found)}; allowed: compressed data in base 64")
     try:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(base64.b64decode(found, validate=True), limit + 1)
@@ -194,22 +187,17 @@ def _unpacked(found: Any, limit: int, where: str) -> bytes:
 
 def _numbers(found: Any, count: int, where: str) -> list[int]:
     if not isinstance(found, list) or len(found) != count:
-        raise InputError(f"field '{where}' is {_shown(found)}; allowed: a list of {count} numbers")
+        raise InputError(f"field '{where}' is {shown(found)}; allowed: a list of {count} numbers")
     return [_checked(number, 0, _MAX_NUMBER, where) for number in found]
 
 
 def _checked(found: Any, low: int, high: int, where: str) -> int:
     if not isinstance(found, int) or isinstance(found, bool) or not low <= found <= high:
-        raise InputError(f"field '{where}' has the value {_shown(found)}; allowed: {low:,} to {high:,}")
+        raise InputError(f"field '{where}' has the value {shown(found)}; allowed: {low:,} to {high:,}")
     return found
 
 
 def _text(found: Any, where: str) -> str:
     if not isinstance(found, str) or len(found) > _MAX_TEXT:
-        raise InputError(f"field '{where}' is {_shown(found)}; allowed: a text of up to {_MAX_TEXT} characters")
+        raise InputError(f"field '{where}' is {shown(found)}; allowed: a text of up to {_MAX_TEXT} characters")
     return found
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

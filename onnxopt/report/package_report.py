@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxopt.deploy.manifest import Manifest, check_manifest, checked_file, read_manifest, write_manifest
+from onnxopt.deploy.manifest import Manifest, add_to_manifest, check_manifest, checked_file, read_manifest
 from onnxopt.errors import InputError
 from onnxopt.model.files import atomic_write
 from onnxopt.package import PLAN
+from onnxopt.plan_document import read_plan
 from onnxopt.report.figures import FIGURES, read_figures
 from onnxopt.report.page import group_planned, render
-from onnxopt.report.plan_document import read_plan
 
 REPORT = "report.html"
 SCHEMA = "onnxopt.report/1"
@@ -70,7 +70,7 @@ def write_report(folder: str | Path, out: str | Path | None = None) -> WrittenRe
         raise InputError(f"{folder / PLAN}: {error}; optimize the model again, or get the package again") from None
     atomic_write(place, page)
     if inside:
-        _list_in_manifest(folder, manifest, {REPORT})
+        add_to_manifest(folder, manifest, REPORT)
     return WrittenReport(
         place,
         len(page),
@@ -104,14 +104,3 @@ def _checked_besides(folder: Path, written: str) -> Manifest:
             if entry.path != written:
                 checked_file(folder, entry.path)
         return manifest
-
-
-def _list_in_manifest(folder: Path, manifest: Manifest, added: Collection[str]) -> None:
-    write_manifest(
-        folder,
-        target=manifest.target,
-        versions=manifest.versions,
-        source=manifest.source,
-        files={entry.path for entry in manifest.files} | set(added),
-        engines=manifest.engines,
-    )

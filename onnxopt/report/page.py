@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from onnxopt.plan_document import PlanDocument, PlanSite, Refused
 from onnxopt.report.algorithm_page import algorithm_section
 from onnxopt.report.figures import Figures
 from onnxopt.report.markup import (
@@ -21,7 +22,6 @@ from onnxopt.report.markup import (
     table,
     text,
 )
-from onnxopt.report.plan_document import PlanDocument, PlanSite, Refused
 from onnxopt.report.section import for_kernel, section
 from onnxopt.report.style import STYLE
 

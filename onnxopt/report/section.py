@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, TypeGuard
 
+from onnxopt.plan_document import PlanSite
 from onnxopt.report.figure import figure, legend
 from onnxopt.report.markup import (
     count,
@@ -20,7 +21,6 @@ from onnxopt.report.markup import (
     text,
 )
 from onnxopt.report.picture import Picture
-from onnxopt.report.plan_document import PlanSite
 
 _SHOWN_VARIANTS = 8
 _SHOWN_NODES = 24

@@ -54,14 +54,16 @@ def _show_kernels(console: Console, kernels: Sequence[KernelReport] | None) -> N
     for kernel in kernels:
         worst = kernel.worst
         errors = ["", ""] if worst is None else [worst.shown_error(), f"{worst.max_bound:.2g}"]
-        name = ", ".join(kernel.sites) + (" (merge)" if kernel.operator.startswith("Merge") else "")
+        name = kernel.label + (" (merge)" if kernel.operator.startswith("Merge") else "")
         verdict = cell("ok" if kernel.passed else "off")
         counts = (str(kernel.jobs), str(len(kernel.orders)))
         table.add_row(cell(name), cell(kernel.architecture), *counts, *errors, verdict)
     console.print(table)
     for kernel in kernels:
         if not kernel.passed:
-            console.print(bullet(f"{kernel.operator} ({', '.join(kernel.sites)}): {kernel.explain()}"))
+            console.print(bullet(f"{kernel.operator} ({kernel.label}): {kernel.explain()}"))
+    if any(kernel.alike for kernel in kernels):
+        console.print(Text("unlisted tactics are their site's own kernel, with parameters that go unused"))
     if all(kernel.passed for kernel in kernels):
         console.print(Text("the kernels, emulated, compute what their tables say"))
 

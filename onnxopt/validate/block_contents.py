@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -144,6 +145,8 @@ def _digest(bias: float, inputs: Sequence[bytes], weights: Sequence[Array]) -> b
     return found.digest()
 
 
+# Several schedules of a block are proved one behind the other.
+@lru_cache(maxsize=1)
 def _wanted(work: BlockWork, dtype: np.dtype) -> list[bytes]:
     """The digest of every channel of y by the convolutions themselves."""
     first = work.stages[0]

@@ -20,7 +20,7 @@ from onnxopt.validate.reference_block import conv_block_output
 from onnxopt.verification.conv_rule import ConvOperands, weight_values
 from onnxopt.verification.kernel_rule import Judgement, judged, loaded, rounded_to, stored
 from onnxopt.verification.kernels import ORDERS, KernelCheck
-from onnxopt.verification.lane_orders import judged_runs
+from onnxopt.verification.lane_orders import among_others, judged_runs
 
 Array = npt.NDArray[Any]
 
@@ -58,7 +58,7 @@ def check_conv_block(
     judgements = judged_runs(
         compiled,
         launch,
-        conv_block_parameters(kernel),
+        among_others(conv_block_parameters(kernel), tables, compiled.source),
         given,
         lambda: stored(element, np.full((batch, prod(expected[0].shape[1:])), np.nan, np.float32)),
         lambda found: judge_block(expected, plain, loaded(element, found.array)),

@@ -32,7 +32,7 @@ from onnxopt.verification.conv_rule import (
 from onnxopt.verification.conv_sample import sample_conv_jobs
 from onnxopt.verification.kernel_rule import Judgement, loaded, stored
 from onnxopt.verification.kernels import ORDERS, KernelCheck
-from onnxopt.verification.lane_orders import judged_runs
+from onnxopt.verification.lane_orders import among_others, judged_runs
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +63,7 @@ def check_group_conv(
     given |= {"w": stored(element, weight_values(kernel, part["w"])), "x": stored(element, operands.data)}
     launch = group_conv_launch(kernel, len(part["jobs"]), batch, compiled.report)
     judgements = _runs(
-        (compiled, launch, group_conv_parameters(kernel)),
+        (compiled, launch, among_others(group_conv_parameters(kernel), tables, compiled.source)),
         (kernel, operands, given),
         lambda found: judge_group_conv(kernel, part, operands, found),
         orders,
@@ -87,7 +87,7 @@ def check_sum_conv(
     given = {name: np.ascontiguousarray(table) for name, table in tables.items()}
     launch = sum_conv_launch(kernel, batch)
     judgements = _runs(
-        (compiled, launch, sum_conv_parameters(kernel)),
+        (compiled, launch, among_others(sum_conv_parameters(kernel), tables, compiled.source)),
         (kernel, operands, {**given, "partial": operands.data}),
         lambda found: judge_sum_conv(kernel, tables, operands, found),
         orders,

@@ -91,6 +91,9 @@ def load_inputs(path: str | Path, model: onnx.ModelProto) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
+            if len(sizes) != len(archive.infolist()):
+                # Of two members for one name another could be loaded than was looked at.
+                raise InputError(f"{path}: holds an array twice; expected exactly {_expected(specs)}")
             _check_names(path, sizes.keys(), specs)
             symbols: dict[str, int] = {}
             for name, spec in specs.items():

@@ -10,10 +10,12 @@ from onnxopt.verification.kernel_rule import Judgement
 
 @dataclass(frozen=True)
 class KernelReport:
-    """One operator of a package, its PTX emulated: a sample of its jobs, in several orders of lanes.
+    """One kernel of a package, its PTX emulated: a sample of its jobs, in several orders of lanes.
 
-    ``sites`` are those that use it. ``judgements`` has every output of every order, in the order of ``orders``;
-    ``problem`` says why the kernel could not be run to its end, and is empty where it could.
+    ``operator`` is what it computes and ``sites`` are those that use it; ``tactic`` is its number where it is one of
+    several among which TensorRT chooses. ``alike`` are tactics of the same code, which were not run by themselves.
+    ``judgements`` has every output of every order, in the order of ``orders``; ``problem`` says why the kernel could
+    not be run to its end, and is empty where it could.
     """
 
     operator: str
@@ -24,6 +26,13 @@ class KernelReport:
     orders: tuple[int, ...]
     judgements: tuple[Judgement, ...]
     problem: str = ""
+    tactic: int | None = None
+    alike: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """Its sites, and its number among their tactics."""
+        return ", ".join(self.sites) + ("" if self.tactic is None else f", tactic {self.tactic}")
 
     @property
     def passed(self) -> bool:
@@ -47,6 +56,8 @@ class KernelReport:
         return {
             "operator": self.operator,
             "sites": list(self.sites),
+            **({} if self.tactic is None else {"tactic": self.tactic}),
+            **({"alike": list(self.alike)} if self.alike else {}),
             "architecture": self.architecture,
             "passed": self.passed,
             "jobs": self.jobs,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxopt.emulate import CpuKernel, Uninitialised, build_cpu_kernel
 from onnxopt.kernels.compilation import CompiledKernel
-from onnxopt.kernels.launch import MERGE_WARPS, attention_launch, merge_launch, parameter_names
+from onnxopt.kernels.launch import MERGE_PARAMETERS, MERGE_WARPS, attention_launch, merge_launch, parameter_names
 from onnxopt.verification.kernel_rule import (
     Judgement,
     Operands,
@@ -29,6 +29,7 @@ from onnxopt.verification.kernel_rule import (
     stored,
 )
 from onnxopt.verification.kernel_sample import sample_jobs, sample_merges
+from onnxopt.verification.lane_orders import OTHER, among_others, judged_runs, no_table
 
 Array = npt.NDArray[Any]
 
@@ -100,14 +101,14 @@ def _emulated(
     given |= {name: stored(element, getattr(operands, name)) for name in ("q", "k", "v")}
     if "biases" in given:
         given["biases"] = stored(element, np.asarray(tables["biases"], np.float32))
-    given |= {"weight": operands.weight, "batch": np.int32(batch)}
+    given |= {"weight": operands.weight, OTHER: no_table(), "batch": np.int32(batch)}
     given |= {name: Uninitialised(array) for name, array in outputs.items()}
     launch = attention_launch(kernel, len(tables["jobs"]), batch, compiled.report)
     program.run(
         grid=(launch.grid, 1, 1),
         block=(launch.block, 1, 1),
         shared_bytes=launch.shared_bytes,
-        arguments=[given[name] for name in parameter_names(kernel)],
+        arguments=[given[name] for name in among_others(parameter_names(kernel), tables, compiled.source)],
         order=order,
     )
     return tuple(loaded("fp32" if kernel["split"] else element, array) for array in outputs.values())
@@ -138,17 +139,15 @@ def check_merge(
     partial = rng.standard_normal((batch, slots, width), dtype=np.float32)
     lse = rng.standard_normal((batch, slots), dtype=np.float32) * np.float32(4)
     launch = merge_launch(len(sampled), batch)
-    program = build_cpu_kernel(compiled.ptx, compiled.source.entry, cache)
-    judgements = []
-    for order in orders:
-        y = stored(kernel["element"], np.full((batch, kernel["y"][0]), np.nan, np.float32))
-        program.run(
-            grid=(launch.grid, 1, 1),
-            block=(launch.block, 1, 1),
-            shared_bytes=launch.shared_bytes,
-            arguments=[partial, lse, lines, np.int32(batch), Uninitialised(y)],
-            order=order,
-        )
-        found = loaded(kernel["element"], y)
-        judgements.append(judge_merge(kernel, {"merges": sampled}, partial, lse, found))
-    return KernelCheck(compiled.architecture, len(sampled), batch, tuple(orders), tuple(judgements))
+    element = kernel["element"]
+    judgements = judged_runs(
+        compiled,
+        launch,
+        among_others(MERGE_PARAMETERS, ("merges",), compiled.source),
+        {"partial": partial, "lse": lse, "merges": lines, "batch": batch},
+        lambda: stored(element, np.full((batch, kernel["y"][0]), np.nan, np.float32)),
+        lambda found: judge_merge(kernel, {"merges": sampled}, partial, lse, loaded(element, found.array)),
+        orders,
+        cache,
+    )
+    return KernelCheck(compiled.architecture, len(sampled), batch, tuple(orders), judgements)

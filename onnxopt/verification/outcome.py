@@ -95,7 +95,7 @@ class VerifyReport:
         worst = self.worst
         off = next((kernel for kernel in self.kernels or () if not kernel.passed), None)
         if off is not None and all(draw.passed for draw in self.draws):
-            return f"the kernel of {', '.join(off.sites)}, emulated: {off.explain()}"
+            return f"the kernel of {off.label}, emulated: {off.explain()}"
         if self.passed or worst is None:
             return f"{len(self.draws)} runs agree with the reference ({self.reference})"
         failed = sum(not draw.passed for draw in self.draws)

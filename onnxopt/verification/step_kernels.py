@@ -18,7 +18,7 @@ from onnxopt.plan.roofline import ELEMENT_BYTES
 from onnxopt.verification.algorithm_rule import judge_step
 from onnxopt.verification.kernel_rule import Judgement, loaded, rounded_to, stored
 from onnxopt.verification.kernels import ORDERS, KernelCheck
-from onnxopt.verification.lane_orders import judged_runs
+from onnxopt.verification.lane_orders import among_others, judged_runs
 
 Array = npt.NDArray[Any]
 
@@ -69,7 +69,8 @@ def check_step(
     # What the launcher would refuse is refused here too.
     algorithm_arguments(operator, kernel, {**given, made: output()}, batch)
     part = replace(launch, grid=jobs * batch)
-    judgements = judged_runs(compiled, part, parameters, {**given, "batch": batch}, output, judge, orders, cache)
+    own = among_others(parameters, tables, compiled.source)
+    judgements = judged_runs(compiled, part, own, {**given, "batch": batch}, output, judge, orders, cache)
     return KernelCheck(compiled.architecture, jobs, batch, tuple(orders), judgements)
 
 

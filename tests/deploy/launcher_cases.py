@@ -27,6 +27,12 @@ from tests.deploy.lean_packages import MODELS
 ARCHITECTURES = ("sm_80", "sm_89")
 """What the kernels of the cases are compiled for."""
 
+QUICK = ("split", "scalar")
+"""Two kernels with a workspace and a fixed batch; one kernel and any batch."""
+
+FAMILIES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS]
+"""Every family of operators; beyond the quick ones in the slow tests."""
+
 headers_are_there = pytest.mark.skipif(
     find_headers().path is None,
     reason="TensorRT's headers are not here: set TENSORRT_INCLUDE to the folder with NvInferRuntime.h",

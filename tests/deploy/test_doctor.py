@@ -77,6 +77,13 @@ def test_a_package_that_breaks_on_import_is_missing(tmp_path: Path, monkeypatch:
     assert "its library is not here" in check.found
 
 
+def test_no_file_of_the_users_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "onnx.py").write_text("open('run', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert doctor._package("onnx", "a test", "nothing").status == "ok"
+    assert not Path("run").exists()
+
+
 def test_a_package_that_is_not_there_is_missing() -> None:
     check = doctor._package("nosuchpackage.inner", "a test", "pip install it")
     assert (check.status, check.found, check.install) == ("missing", "not installed", "pip install it")

@@ -21,9 +21,10 @@ from onnxopt.deploy.launcher import build_launcher
 from onnxopt.deploy.launcher_fields import checksum
 from onnxopt.errors import InputError
 from tests.deploy.launcher_cases import (
+    FAMILIES,
+    QUICK,
     Launched,
     batches_of,
-    built_launcher,
     case,
     headers_are_there,
     parsed_fields,
@@ -39,19 +40,11 @@ from tests.deploy.launcher_host import (
     RefusedError,
     Tensor,
 )
-from tests.deploy.lean_packages import MODELS
 
 pytestmark = headers_are_there
 
 _CHILD = Path(__file__).with_name("launcher_registry_child.py")
 _REGISTRIES = ("tensorrt_lean", "tensorrt_rtx")
-QUICK = ("split", "scalar")
-FAMILIES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS]
-
-
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built_launcher(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

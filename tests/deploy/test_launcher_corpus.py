@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import onnx
 import pytest
 
-from onnxopt import api
 from onnxopt.deploy.launcher_fields import PLUGIN_NAME
 from onnxopt.deploy.launcher_model import LAUNCHER_MODEL
 from onnxopt.deploy.operator_specs import package_kernels
 from onnxopt.package import PLUGIN
 from onnxopt.target.variant import Element
 from samples import build
-from tests.deploy.launcher_cases import batches_of, built_launcher, case_of, headers_are_there, parsed_fields
+from tests.corpus_tags import every_tag
+from tests.deploy.corpus_packages import SOME, CorpusModel, optimised
+from tests.deploy.launcher_cases import batches_of, case_of, headers_are_there, parsed_fields
 from tests.deploy.launcher_host import RUNTIME, Host
-from tests.deploy.test_plugin_module_corpus import every_tag
 
 pytestmark = headers_are_there
-CorpusModel = Callable[[str], Path]
-
-SOME = ("nat_3layer.legacy.op17", pytest.param("shufflenet1_g3_megvii.dynamo.op18.dyn", marks=pytest.mark.slow))
 _CHILD = Path(__file__).with_name("launcher_registry_child.py")
 
 
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built_launcher(tmp_path_factory.getbasetemp())
-
-
-def check_package(path: Path, folder: Path, launcher: Path, target: str, element: Element) -> int:
+def check_package(path: Path, folder: Path, launcher: Path, target: str, element: Element, cache: Path) -> int:
     """Every plugin of a model's package, created from its node, answers as its operators say; how many there are."""
-    cache = folder.parent / "cache"
-    api.optimize(path, folder, target=target, form="plugin", kernel_dtype=element, cache=cache, verify=False)
-    if not (folder / LAUNCHER_MODEL).is_file():
+    if not optimised(path, folder, target, element, cache):
         return 0
     host, plugin_model, model = Host(launcher), onnx.load(folder / PLUGIN), onnx.load(folder / LAUNCHER_MODEL)
     kernels = {name: [kernel] for name, kernel in package_kernels(folder, plugin_model).items()}
@@ -63,16 +52,18 @@ def check_package(path: Path, folder: Path, launcher: Path, target: str, element
     return len(nodes)
 
 
-def test_the_plugins_of_a_package_are_created(launcher: Path, tmp_path: Path) -> None:
+def test_the_plugins_of_a_package_are_created(launcher: Path, tmp_path: Path, programs: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(build("shuffle_gather").to_bytes())
-    assert check_package(path, tmp_path / "package", launcher, "sm_80", "fp16")
+    assert check_package(path, tmp_path / "package", launcher, "sm_80", "fp16", programs)
 
 
 @pytest.mark.corpus
 @pytest.mark.parametrize("tag", SOME)
-def test_a_sample_of_packages(tag: str, launcher: Path, corpus_model: CorpusModel, tmp_path: Path) -> None:
-    assert check_package(corpus_model(tag), tmp_path / "package", launcher, "sm_90", "fp16")
+def test_a_sample_of_packages(
+    tag: str, launcher: Path, corpus_model: CorpusModel, tmp_path: Path, programs: Path
+) -> None:
+    assert check_package(corpus_model(tag), tmp_path / "package", launcher, "sm_90", "fp16", programs)
 
 
 @pytest.mark.corpus_all
@@ -81,4 +72,4 @@ def test_a_sample_of_packages(tag: str, launcher: Path, corpus_model: CorpusMode
 def test_every_package(
     tag: str, target: str, element: Element, launcher: Path, corpus_model: CorpusModel, tmp_path: Path
 ) -> None:
-    check_package(corpus_model(tag), tmp_path / "package", launcher, target, element)
+    check_package(corpus_model(tag), tmp_path / "package", launcher, target, element, tmp_path / "cache")

@@ -19,19 +19,11 @@ from onnxopt.deploy.launcher_fields import ArgumentKind
 from onnxopt.emulate import Uninitialised, build_cpu_kernel
 from onnxopt.target.device import find_device
 from onnxopt.verification.kernel_rule import stored
+from tests.deploy.launcher_cases import FAMILIES, batches_of, case, headers_are_there, parsed_fields, parts_of_workspace
 from tests.deploy.launcher_cases import Launched as Node
-from tests.deploy.launcher_cases import (
-    batches_of,
-    built_launcher,
-    case,
-    headers_are_there,
-    parsed_fields,
-    parts_of_workspace,
-)
 from tests.deploy.launcher_executions import KEPT, execution_of, judged_execution, run_on_gpu
 from tests.deploy.launcher_host import Host
 from tests.deploy.launcher_requests import CONTEXT, STREAM, Answer, Launched, Request, Run
-from tests.deploy.lean_packages import MODELS
 
 pytestmark = headers_are_there
 
@@ -39,15 +31,6 @@ Array = npt.NDArray[Any]
 
 _HERE = Path(__file__).parent
 _WORKSPACE = 0x7000_0000_0000
-QUICK = ("split", "scalar")
-"""Two kernels with a workspace and a fixed batch; one kernel and any batch."""
-
-FAMILIES = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in MODELS]
-
-
-@pytest.fixture(scope="session")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built_launcher(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")

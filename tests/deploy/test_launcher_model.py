@@ -16,12 +16,12 @@ import onnx
 import pytest
 
 from onnxopt.deploy import doctor
+from onnxopt.deploy.batch_range import BatchRange
 from onnxopt.deploy.commands_file import COMMANDS, commands_text, write_commands
 from onnxopt.deploy.engine_operators import EngineOperator, Grid
 from onnxopt.deploy.launcher import HEADER, LIBRARY, build_launcher, find_headers, find_launcher, main
 from onnxopt.deploy.launcher_fields import checksum, launcher_fields
 from onnxopt.deploy.launcher_model import LAUNCHER_MODEL, launcher_model, write_launcher_model
-from onnxopt.deploy.tensorrt_build import BatchRange
 from onnxopt.errors import InputError, MissingError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.launch import MERGE_WARPS
@@ -185,6 +185,31 @@ def test_a_library_is_looked_for_where_it_is_named_or_built(tmp_path: Path, monk
     assert (found.status, found.found) == ("ok", str(library))
 
 
+def test_a_place_that_cannot_be_looked_at_has_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    odd = "x" * 300
+    for name in ("LD_LIBRARY_PATH", "ONNXOPT_LAUNCHER"):
+        assert odd in find_launcher(None, {name: f"/{odd}/{LIBRARY}"}).looked[-1]
+    assert find_launcher(odd, {}).path is None
+    assert main([odd]) == 2
+    assert f"{HEADER} of TensorRT 10 or 11 was not found" in capsys.readouterr().err
+
+
+def test_an_interrupted_build_ends_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / HEADER).write_text("")
+    monkeypatch.setattr("subprocess.run", interrupted)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    assert main([str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
 def test_the_doctor_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXOPT_LAUNCHER", str(tmp_path / LIBRARY))
     monkeypatch.setenv("TENSORRT_INCLUDE", str(tmp_path))
@@ -221,6 +246,24 @@ def test_commands_have_the_sizes_of_an_open_batch(tmp_path: Path) -> None:
     ):
         assert words in text
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_an_input_without_axes_is_called_a_scalar() -> None:
+    model = MODELS["group"]()
+    model.graph.input.append(onnx.helper.make_tensor_value_info("s", onnx.TensorProto.FLOAT, []))
+    assert "--shapes=x:4x32x5x4,s:scalar" in commands_text(model, BatchRange(1, 4, 16))
+
+
+@pytest.mark.parametrize("name", ["a,b", "it's", "two\nlines"])
+def test_an_input_that_trtexec_would_split_is_not_named_to_it(name: str) -> None:
+    model = MODELS["group"]()
+    model.graph.input[0].name = name
+    for node in model.graph.node:
+        node.input[:] = [name if tensor == "x" else tensor for tensor in node.input]
+    text = commands_text(model, BatchRange(1, 4, 16))
+    assert "hapes=" not in text
+    assert repr(name) in text
+    assert "are for batch 1" in text
 
 
 def test_commands_of_a_fixed_batch_have_no_sizes() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +9,21 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from onnxopt import api
 from onnxopt.deploy.aot_model import AOT_MODEL
 from onnxopt.deploy.engine_operators import EngineOperator
-from onnxopt.deploy.manifest import check_manifest
-from onnxopt.deploy.operators_file import OPERATORS_FILE, read_operators
 from onnxopt.deploy.plugin_module import PLUGIN_MODULE, write_module
 from onnxopt.lower.plugin_nodes import PluginNode
 from onnxopt.package import PLUGIN
 from onnxopt.target.variant import Element
 from samples import build
+from tests.corpus_tags import every_tag
+from tests.deploy.corpus_packages import SOME, CorpusModel, optimised
 from tests.deploy.lean_answers import check_answer, check_nodes
 from tests.deploy.lean_packages import answers, needs_lean
 from tests.deploy.lean_running import emulated
 
 pytestmark = needs_lean
-CorpusModel = Callable[[str], Path]
-
-SOME = ("nat_3layer.legacy.op17", pytest.param("shufflenet1_g3_megvii.dynamo.op18.dyn", marks=pytest.mark.slow))
 BATCHES = (1, 3, 8)
-
-
-def every_tag() -> list[str]:
-    manifest = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "manifest.json"
-    return sorted(json.loads(manifest.read_text())["models"]) if manifest.is_file() else []
-
-
-def optimised(path: Path, folder: Path, target: str, element: Element) -> tuple[EngineOperator, ...]:
-    """Write the package of a model; its operators, none where it has none of our own."""
-    cache = folder.parent / "cache"
-    api.optimize(path, folder, target=target, form="plugin", kernel_dtype=element, cache=cache, verify=False)
-    check_manifest(folder)
-    return read_operators(folder / OPERATORS_FILE).operators if (folder / OPERATORS_FILE).is_file() else ()
 
 
 def checked(folder: Path, operators: tuple[EngineOperator, ...], batches: tuple[int, ...] = BATCHES) -> dict[str, Any]:
@@ -85,7 +66,7 @@ def test_the_tactics_of_a_package_compute_the_same(
 ) -> None:
     path, folder = tmp_path / "model.onnx", tmp_path / "package"
     path.write_bytes(build(name).to_bytes())
-    operators = optimised(path, folder, "sm_80", "fp16")
+    operators = optimised(path, folder, "sm_80", "fp16", programs)
     said = checked(folder, operators, (1,))
     model = onnx.load(folder / AOT_MODEL)
     assert max(len(operator.tactics) for operator in operators) > 1
@@ -100,8 +81,10 @@ def test_the_tactics_of_a_package_compute_the_same(
 
 @pytest.mark.corpus
 @pytest.mark.parametrize("tag", SOME)
-def test_a_sample_of_packages_agrees_with_nvidias_code(tag: str, corpus_model: CorpusModel, tmp_path: Path) -> None:
-    operators = optimised(corpus_model(tag), tmp_path / "package", "sm_90", "fp16")
+def test_a_sample_of_packages_agrees_with_nvidias_code(
+    tag: str, corpus_model: CorpusModel, tmp_path: Path, programs: Path
+) -> None:
+    operators = optimised(corpus_model(tag), tmp_path / "package", "sm_90", "fp16", programs)
     assert checked(tmp_path / "package", operators)
 
 
@@ -111,6 +94,6 @@ def test_a_sample_of_packages_agrees_with_nvidias_code(tag: str, corpus_model: C
 def test_every_package_agrees_with_nvidias_code(
     tag: str, target: str, element: Element, corpus_model: CorpusModel, tmp_path: Path
 ) -> None:
-    operators = optimised(corpus_model(tag), tmp_path / "package", target, element)
+    operators = optimised(corpus_model(tag), tmp_path / "package", target, element, tmp_path / "cache")
     if operators:
         checked(tmp_path / "package", operators)

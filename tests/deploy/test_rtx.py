@@ -14,9 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.deploy import rtx
+from onnxopt.deploy.batch_range import BatchRange
 from onnxopt.deploy.operators import foreign_nodes
 from onnxopt.deploy.rtx import build_engine
-from onnxopt.deploy.tensorrt_build import BatchRange, BuildProgress
+from onnxopt.deploy.tensorrt_build import BuildProgress
 from onnxopt.errors import InputError, MissingError
 from onnxopt.lower.compat import lower_for_parsers
 

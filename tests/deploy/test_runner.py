@@ -202,6 +202,15 @@ def test_the_worker_loads_what_was_compared_and_runs_it(tmp_path: Path, monkeypa
     assert trt.deserialized == [b"engine"]
 
 
+def test_outputs_may_have_any_name(tmp_path: Path) -> None:
+    arrays = {name: _X + number for number, name in enumerate(("file", "/head/out:0", "allow_pickle", "y"))}
+    runner_worker.save_arrays(tmp_path / "o.npz", arrays)
+    with np.load(tmp_path / "o.npz", allow_pickle=False) as found:
+        assert sorted(found.files) == sorted(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array)
+
+
 def test_an_engine_that_changed_or_cannot_be_loaded_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unbuildable, match="changed after it was compared"):
         _served(tmp_path, monkeypatch, sha256="0" * 64)

@@ -22,10 +22,11 @@ from typer.testing import CliRunner
 from onnxopt import api
 from onnxopt.cli import app
 from onnxopt.deploy import tensorrt_machine
+from onnxopt.deploy.batch_range import BatchRange, parse_batch
 from onnxopt.deploy.child import module_command
 from onnxopt.deploy.manifest import FILE_NAME, BuiltFor, Source, check_manifest, copy_files, write_manifest
 from onnxopt.deploy.tensorrt import TensorrtOptions
-from onnxopt.deploy.tensorrt_build import TENSORRT_RTX, WORKER, BatchRange, BuildProgress, parse_batch, run_worker
+from onnxopt.deploy.tensorrt_build import TENSORRT_RTX, WORKER, BuildProgress, run_worker
 from onnxopt.deploy.tensorrt_cache import default_timing_cache, read_timings, write_timings
 from onnxopt.deploy.tensorrt_machine import check_machine, check_version
 from onnxopt.errors import InputError, MissingError

@@ -18,7 +18,7 @@ from onnxopt.kernels.block_source import conv_block_source
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.compiler import compile_kernel
 from onnxopt.kernels.conv_source import group_conv_source, sum_conv_source
-from onnxopt.kernels.source import MOST_OTHERS, KernelSource, attention_source, merge_source, with_others
+from onnxopt.kernels.source import MOST_OTHERS, KernelSource, attention_source, merge_source, others_of, with_others
 from onnxopt.plan.algorithms.steps import algorithm_steps
 from onnxopt.plan.tables import RuntimeWeights, attention_tables
 from onnxopt.target.variant import AttentionVariant, ConvVariant
@@ -26,6 +26,7 @@ from onnxopt.verification.algorithm_kernels import check_algorithm
 from onnxopt.verification.block_kernels import check_conv_block
 from onnxopt.verification.conv_kernels import check_group_conv, check_sum_conv
 from onnxopt.verification.kernels import check_attention, check_merge
+from onnxopt.verification.same_code import same_code
 from tests.kernels.block_cases import SMALL as SMALL_BLOCK
 from tests.kernels.block_cases import WISHES as BLOCK_WISHES
 from tests.kernels.block_cases import made_case as made_block_case
@@ -203,6 +204,38 @@ def test_only_the_numbers_of_parameters_differ(family: str, programs: Path) -> N
         moved = [*range(first), *(n + _BEFORE for n in range(first, own))]
         moved += [n + _BEFORE + _AFTER for n in range(own, len(plain.declared))]
         assert among.body == _renumbered(plain.body, moved)
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_the_code_is_found_to_be_the_same(family: str, programs: Path) -> None:
+    for source in _FAMILIES[family]().sources:
+        plain = compile_kernel(source, _ARCHITECTURE, programs).ptx
+        among = compile_kernel(with_others(source, _BEFORE, _AFTER), _ARCHITECTURE, programs).ptx
+        operands, own = _operands(source), _lines(plain, source).declared.index("u32")
+        inputs, others = (operands, own - operands), (_BEFORE, _AFTER)
+        assert same_code(plain, among, source.entry, inputs, others)
+        assert not same_code(plain, among, source.entry, inputs, (_AFTER, _BEFORE)) or own == operands
+        assert not same_code(plain, plain, source.entry, inputs, others)
+        assert not same_code(plain, among.replace("_param_0]", "_param_1]"), source.entry, inputs, others)
+        assert not same_code(plain, f"{among}//", source.entry, inputs, others)
+        assert not same_code(plain, among, "another_entry", inputs, others)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "convolution and sum",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("attention and merge", "attention with weights", "block")
+        ),
+    ],
+)
+def test_checks_call_a_kernel_among_others(family: str, programs: Path) -> None:
+    made = _FAMILIES[family]()
+    sources = [with_others(source, _BEFORE, _AFTER) for source in made.sources]
+    assert [others_of(source) for source in sources] == [(_BEFORE, _AFTER)] * len(sources)
+    assert made.check([compile_kernel(source, _ARCHITECTURE, programs) for source in sources], programs)
 
 
 @pytest.mark.parametrize("family", [pytest.param(n, marks=() if n in _QUICK else pytest.mark.slow) for n in _FAMILIES])

@@ -69,8 +69,8 @@ def _options(arguments: list[str]) -> dict[str, str] | None:
 def _fail(failure: str, name: str) -> int:
     if failure == "hang":
         # Its child lives on where only the parent is killed.
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *sys.argv])
-        time.sleep(60)
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", *sys.argv])
+        time.sleep(600)
     if failure == "flood":
         while True:
             print("x" * 4096)

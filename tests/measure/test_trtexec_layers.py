@@ -15,7 +15,7 @@ from onnxopt.measure.trtexec_layers import (
     optimised_owners,
     original_owners,
 )
-from onnxopt.report.plan_document import PlanSite
+from onnxopt.plan_document import PlanSite
 
 _BEFORE = {"a": "s0", "b": "s1", "c": "s2", "x": None, "x_1": None, "PWN(y)": "s2"}
 _AFTER = {"onnxopt/s0/conv": "s0", "onnxopt/s1/conv": "s1", "onnxopt/s2/conv": "s2", "x": None}

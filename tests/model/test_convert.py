@@ -96,6 +96,19 @@ def test_inputs_and_outputs_are_converted_where_asked(precision: Precision) -> N
     onnx.checker.check_model(after, full_check=True)
 
 
+@pytest.mark.parametrize("convert_io", [False, True])
+@pytest.mark.parametrize("precision", BOTH)
+def test_outputs_that_no_node_makes_are_kept(precision: Precision, convert_io: bool) -> None:
+    constants = {"k": np.array([1.5, 2], np.float32), "w": np.eye(8, dtype=np.float32)}
+    before = model([helper.make_node("MatMul", ["x", "w"], ["y"])], constants, outputs=("x", "y", "k"))
+    before.graph.output[0].CopyFrom(before.graph.input[0])
+    after = convert(before, precision, convert_io=convert_io)
+    kind = element_of(precision) if convert_io else _FLOAT
+    assert [(o.name, o.type.tensor_type.elem_type) for o in after.graph.output] == [(n, kind) for n in "xyk"]
+    assert types(after)["y"] == kind
+    onnx.checker.check_model(after, full_check=True)
+
+
 @pytest.mark.parametrize("precision", BOTH)
 def test_a_variance_stays_in_float32_without_roundings_within(precision: Precision) -> None:
     after = convert(norm(), precision)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import os
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from onnxopt.target import load_target
 from onnxopt.target.variant import Element
 from onnxopt.validate.attention_schedule import validate_attention_schedule
 from samples import SAMPLES, build
+from tests.corpus_tags import every_tag
 from tests.lower.masked_attention import Pattern, masked_attention
 from tests.plan.patterns import (
     any_rows,
@@ -51,11 +51,6 @@ CORPUS = (
     "swin_tiny_224.legacy.op17",
     "vil_tiny_224_exact.dynamo.op18",
 )
-
-
-def every_tag() -> list[str]:
-    manifest = Path(__file__).resolve().parents[3] / "shared" / "corpus" / "manifest.json"
-    return sorted(json.loads(manifest.read_text())["models"]) if manifest.is_file() else []
 
 
 def cost_of(site: AttentionSite, target: str, element: Element = "fp16") -> AttentionCost:
@@ -342,6 +337,7 @@ def test_the_same_site_is_planned_the_same_way(objective: Objective) -> None:
 LARGE = """
 import resource
 from tests.plan.patterns import chunk_windows, site_of
+from tests.corpus_tags import every_tag
 from tests.plan.test_attention_kernel import planned
 site = site_of([chunk_windows(256, 8)], 65_537, [0] * 3)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

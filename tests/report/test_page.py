@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import InputError
+from onnxopt.plan_document import parse_plan
 from onnxopt.report.figure import cells_png, figure, legend
 from onnxopt.report.figures import MAX_PICTURES, figures_document, parse_figures
 from onnxopt.report.markup import microseconds, numbered, percent, table, text
 from onnxopt.report.page import group_planned, render
 from onnxopt.report.picture import MAX_TILES, Picture, TileKind
 from onnxopt.report.pictures import attention_pictures
-from onnxopt.report.plan_document import parse_plan
 from onnxopt.report.png import palette_png
 from onnxopt.report.raster import Axis
 from onnxopt.target.variant import AttentionVariant

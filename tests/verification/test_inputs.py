@@ -218,6 +218,17 @@ def test_pickled_objects_are_never_loaded(pair: onnx.ModelProto, tmp_path: Path)
         load_inputs(path, pair)
 
 
+@pytest.mark.parametrize("second", ["x", "x.npy"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_array_that_is_there_twice_is_refused(pair: onnx.ModelProto, tmp_path: Path, second: str) -> None:
+    path = tmp_path / "inputs.npz"
+    np.savez(path, x=X, ids=IDS)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(second, archive.read("x.npy"))
+    with pytest.raises(InputError, match="holds an array twice; expected exactly 'x'"):
+        load_inputs(path, pair)
+
+
 def test_a_header_that_promises_more_than_the_file_holds_is_refused(make: ModelMaker, tmp_path: Path) -> None:
     model = make([node("Relu", ["x"], ["y"])], [("x", FLOAT, ["n", 4])], [("y", FLOAT, ["n", 4])])
     path = tmp_path / "f.npz"

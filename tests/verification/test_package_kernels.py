@@ -63,16 +63,18 @@ def _changed(package: Path, place: Path, change: Change, *, listed: bool) -> Pat
     return place
 
 
-def _ptx(package: Path) -> Path:
-    """The PTX of the operator alone; those of an engine's tactics have a number in their names."""
-    (path,) = (path for path in (package / "kernels").glob("*.ptx") if "." not in path.stem)
+def _ptx(package: Path, tactic: int | None = None) -> Path:
+    """The PTX of the operator alone, or of one of an engine's tactics, which have a number in their names."""
+    suffix = [] if tactic is None else [f".{tactic}"]
+    (path,) = (path for path in (package / "kernels").glob("*.ptx") if Path(path.stem).suffixes == suffix)
     return path
 
 
-def _without_exponentials(package: Path) -> None:
-    text = _ptx(package).read_text()
+def _without_exponentials(package: Path, tactic: int | None = None) -> None:
+    path = _ptx(package, tactic)
+    text = path.read_text()
     assert "ex2.approx.ftz.f32" in text
-    _ptx(package).write_text(text.replace("ex2.approx.ftz.f32", "mov.f32"))
+    path.write_text(text.replace("ex2.approx.ftz.f32", "mov.f32"))
 
 
 def _run(model: Path, package: Path, *words: str) -> tuple[int, str, str]:
@@ -105,18 +107,24 @@ def test_the_kernels_pass_and_are_called_emulated(model: Path, package: Path) ->
     assert code == 0, err
     document = json.loads(out)
     assert document["passed"]
-    (kernel,) = document["kernels"]
-    assert (kernel["sites"], kernel["architecture"], kernel["orders"]) == (["attention-0"], "sm_90a", [0, 1, 2])
-    assert (kernel["passed"], kernel["batch"]) == (True, 2)
-    assert kernel["jobs"] >= 1
-    assert [output["order"] for output in kernel["outputs"]] == [0, 1, 2]
-    for output in kernel["outputs"]:
-        assert 0 < output["max_error"] <= output["max_bound"]
-        assert 0 < output["rms_error"] <= output["rms_bound"]
+    assert [kernel.get("tactic") for kernel in document["kernels"]] == [None, 1]
+    own, second = document["kernels"]
+    assert own["alike"] == [f"{second['operator']}.0"]
+    assert second["operator"] != own["operator"]
+    for kernel in (own, second):
+        assert (kernel["sites"], kernel["architecture"], kernel["orders"]) == (["attention-0"], "sm_90a", [0, 1, 2])
+        assert (kernel["passed"], kernel["batch"]) == (True, 2)
+        assert kernel["jobs"] >= 1
+        assert [output["order"] for output in kernel["outputs"]] == [0, 1, 2]
+        for output in kernel["outputs"]:
+            assert 0 < output["max_error"] <= output["max_bound"]
+            assert 0 < output["rms_error"] <= output["rms_bound"]
     code, out, err = _run(model, package)
     assert code == 0
     assert "kernels, emulated on the CPU" in out
-    assert "emulating kernels: 1" in err
+    assert "attention-0, tactic 1" in out and "attention-0, tactic 0" not in out
+    assert "unlisted tactics are their site's own kernel" in out
+    assert "emulating kernels: 2" in err
 
 
 def test_a_wrong_kernel_is_caught(model: Path, package: Path, tmp_path: Path) -> None:
@@ -136,11 +144,13 @@ def test_a_kernel_that_does_not_run_is_a_finding(package: Path, model: Path, tmp
         _ptx(place).write_text(_ptx(place).read_text().partition(".visible .entry")[0])
 
     def no_code(place: Path) -> None:
-        next((place / "kernels").glob("*.cubin")).write_bytes(b"\x7fELF")
+        _ptx(place).with_suffix(".sm_90a.cubin").write_bytes(b"\x7fELF")
 
     for name, change in (("target", for_another), ("entry", nothing), ("cubin", no_code)):
         wrong = _changed(package, tmp_path / name, change, listed=True)
-        (report,) = verify_kernels(wrong, cache=model.parent / "cache" / "emulated")
+        report, *tactics = verify_kernels(wrong, orders=(0,), cache=model.parent / "cache" / "emulated")
+        # The first tactic stands for itself where the operator's own kernel is another.
+        assert [tactic.tactic for tactic in tactics if tactic.passed] == [0, 1]
         assert not report.passed
         assert report.problem
         assert report.to_json()["problem"] == report.problem
@@ -173,7 +183,7 @@ def test_a_table_that_was_changed_is_refused(model: Path, package: Path, tmp_pat
     wrong = _changed(package, tmp_path / "table", other_scales, listed=True)
     code, _, err = _run(model, wrong)
     assert code == 2
-    assert "are not those that it is named after" in err
+    assert "is not that of the plugin form" in err
     with pytest.raises(InputError, match=r"table/model\.onnx: node .* are not those that it is named after"):
         verify_kernels(wrong)
 
@@ -229,7 +239,7 @@ def test_split_keys_are_two_kernels(tmp_path: Path) -> None:
 
 
 def test_a_report_names_its_worst_output(package: Path, model: Path) -> None:
-    (report,) = verify_kernels(package, orders=(0, 1), cache=model.parent / "cache" / "emulated")
+    report, *_ = verify_kernels(package, orders=(0, 1), cache=model.parent / "cache" / "emulated")
     worst = report.worst
     assert worst is not None
     bad = replace(worst, max_error=np.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -109,19 +110,23 @@ def _merged(parts: list[StagePart]) -> list[StagePart]:
     """Parts that cost less together than apart, joined, the pair that saves most first."""
     if len(parts) > _MOST_PARTS:
         parts = [StagePart(np.concatenate([p.outputs for p in parts]), _all_inputs(parts))]
-    parts = list(parts)
-    while len(parts) > 1:
-        saved, first, second = max(
-            (_cost(parts[i]) + _cost(parts[j]) - _cost(_union(parts[i], parts[j])), -i, -j)
-            for i in range(len(parts))
-            for j in range(i + 1, len(parts))
-        )
-        if saved <= 0:
+    # By numbers that only grow, so that what a pair saves is counted once; of equal pairs the first counts.
+    known = dict(enumerate(parts))
+    saved = {pair: _saved(known[pair[0]], known[pair[1]]) for pair in combinations(known, 2)}
+    while saved:
+        first, second = max(saved, key=lambda pair: (saved[pair], -pair[0], -pair[1]))
+        if saved[first, second] <= 0:
             break
-        joined = _union(parts[-first], parts[-second])
-        parts = [part for n, part in enumerate(parts) if n not in (-first, -second)]
-        parts.append(joined)
-    return sorted(parts, key=lambda part: int(part.outputs.min()))
+        number, joined = max(known) + 1, _union(known.pop(first), known.pop(second))
+        saved = {pair: own for pair, own in saved.items() if not {first, second}.intersection(pair)}
+        saved |= {(other, number): _saved(part, joined) for other, part in known.items()}
+        known[number] = joined
+    return sorted(known.values(), key=lambda part: int(part.outputs.min()))
+
+
+def _saved(first: StagePart, second: StagePart) -> int:
+    """What two parts cost less together than apart."""
+    return _cost(first) + _cost(second) - _cost(_union(first, second))
 
 
 def _all_inputs(parts: Sequence[StagePart]) -> IntArray:

@@ -28,6 +28,20 @@ _SMALL_SHARE = 1.02
 _BUNDLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 
 
+class BlockPlans:
+    """The best schedules of blocks, planned once for all that are of equal structure."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, Element, int, int, int], list[BlockSchedule]] = {}
+
+    def best(self, work: BlockWork, gpu: GpuProfile, element: Element, batch: int, top: int) -> list[BlockSchedule]:
+        """As :func:`plan_block`; profiles of the GPU may differ in the shared memory of a block, and nothing else."""
+        key = work.structure(), element, gpu.shared_memory_per_block_bytes, batch, top
+        if key not in self._known:
+            self._known[key] = plan_block(work, gpu, element, batch, top)
+        return self._known[key]
+
+
 def plan_block(work: BlockWork, gpu: GpuProfile, element: Element, batch: int, top: int = 1) -> list[BlockSchedule]:
     """The best schedules of a block, best first, ``top`` at most.
 

@@ -15,19 +15,9 @@ using nvinfer1::PluginFieldType;
 
 constexpr int32_t most_fields = 64;
 
-PluginFieldType their_type(FieldType type) {
-    switch (type) {
-        case FieldType::int32: return PluginFieldType::kINT32;
-        case FieldType::text: return PluginFieldType::kCHAR;
-        case FieldType::bytes: return PluginFieldType::kINT8;
-        case FieldType::other: break;
-    }
-    return PluginFieldType::kUNKNOWN;
-}
-
 FieldType our_type(PluginFieldType type) {
     for (FieldType const known : {FieldType::int32, FieldType::text, FieldType::bytes}) {
-        if (their_type(known) == type) {
+        if (tensorrt_type(known) == type) {
             return known;
         }
     }
@@ -51,7 +41,7 @@ std::vector<Field> our_fields(nvinfer1::PluginFieldCollection const *collection)
 
 KernelCreator::KernelCreator() : fields_(), collection_{static_cast<int32_t>(field_count), fields_.data()} {
     for (std::size_t i = 0; i < field_count; ++i) {
-        fields_[i] = PluginField(field_rules[i].name, nullptr, their_type(field_rules[i].type), 1);
+        fields_[i] = PluginField(field_rules[i].name, nullptr, tensorrt_type(field_rules[i].type), 1);
     }
 }
 

@@ -41,13 +41,7 @@ PluginField field(std::size_t place, Contents const &contents) {
     FieldRule const &rule = field_rules[place];
     std::vector<uint8_t> const &content = contents[place];
     auto const size = static_cast<int32_t>(content.size());
-    switch (rule.type) {
-        case FieldType::int32: return {rule.name, content.data(), PluginFieldType::kINT32, size / 4};
-        case FieldType::text: return {rule.name, content.data(), PluginFieldType::kCHAR, size};
-        case FieldType::bytes:
-        case FieldType::other: break;
-    }
-    return {rule.name, content.data(), PluginFieldType::kINT8, size};
+    return {rule.name, content.data(), tensorrt_type(rule.type), rule.type == FieldType::int32 ? size / 4 : size};
 }
 
 // The sizes of the first input in two parts: the constant ones, and the product of the others, null without any.
@@ -84,6 +78,16 @@ IDimensionExpr const *scaled(IDimensionExpr const *rest, Ratio const &ratio, IEx
 }
 
 }  // namespace
+
+PluginFieldType tensorrt_type(FieldType type) {
+    switch (type) {
+        case FieldType::int32: return PluginFieldType::kINT32;
+        case FieldType::text: return PluginFieldType::kCHAR;
+        case FieldType::bytes: return PluginFieldType::kINT8;
+        case FieldType::other: break;
+    }
+    return PluginFieldType::kUNKNOWN;
+}
 
 KernelPlugin::KernelPlugin(Program program)
     : program_(std::make_shared<Program const>(std::move(program))),

@@ -16,6 +16,9 @@ constexpr char plugin_name[] = "OnnxoptKernel";
 constexpr char plugin_version[] = "1";
 constexpr char plugin_namespace[] = "onnxopt";
 
+// What TensorRT calls a type of fields.
+nvinfer1::PluginFieldType tensorrt_type(FieldType type);
+
 class KernelPlugin final : public nvinfer1::IPluginV3,
                            public nvinfer1::IPluginV3OneCore,
                            public nvinfer1::IPluginV3OneBuild,
