@@ -49,6 +49,7 @@ from onnxopt.site_kernels import (
 )
 from onnxopt.site_reports import Form
 from onnxopt.sites import Findings, Judged, discover, judge_network, whole_judge
+from onnxopt.tactics import TACTICS, check_tactics
 from onnxopt.target import Target, load_target
 from onnxopt.target.variant import Element
 from onnxopt.verification import VerifyReport, load_inputs
@@ -113,6 +114,7 @@ def optimize(
     dtype: Dtype | None = None,
     convert_io: bool = False,
     kernel_dtype: Element | None = None,
+    tactics: int = TACTICS,
     objective: Literal["time", "waste"] = "time",
     conv_algorithms: bool = False,
     workspace: float | None = None,
@@ -129,11 +131,12 @@ def optimize(
     ``out`` is the package's folder, by default the model's name with the suffix ``.onnxopt``. ``form`` defaults to
     ``portable`` for the CPU and ``both`` for a GPU. ``dtype``, ``convert_io``, ``kernel_dtype``, ``conv_algorithms``,
     ``workspace`` and ``winograd`` are as for :func:`inspect`; the algorithms that were chosen are written in the plugin
-    form. ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for bad
-    input, :class:`onnxopt.VerificationError` if the result does not agree with the original or the converted model
-    leaves the range of its type (nothing is written), and :class:`onnxopt.MissingError` if the machine lacks what the
-    engine or the kernels of the plugin form need. ``kernel_progress`` is told how many kernels are compiled, and of how
-    many.
+    form. ``tactics`` (1 to 8) is how many schedules of an operator TensorRT may choose among, each with a kernel; one
+    is within the shared memory that every launch may have, where there is one, even if that makes two of one.
+    ``measure`` defaults to whether the target is this machine's CPU. Raises :class:`onnxopt.InputError` for bad input,
+    :class:`onnxopt.VerificationError` if the result does not agree with the original or the converted model leaves the
+    range of its type (nothing is written), and :class:`onnxopt.MissingError` if the machine lacks what the engine or
+    the kernels of the plugin form need. ``kernel_progress`` is told how many kernels are compiled, and of how many.
     """
     algorithms = algorithm_settings(conv_algorithms, workspace, winograd)
     path = Path(model)
@@ -141,6 +144,7 @@ def optimize(
     forms = written_forms(form, chosen)
     check_algorithms(algorithms, forms, chosen)
     types = chosen_types(dtype, convert_io, kernel_dtype, forms, chosen)
+    check_tactics(tactics)
     if engine is not None:
         check_engine(engine, forms, chosen)
     if "plugin" in forms:
@@ -166,7 +170,7 @@ def optimize(
         dtype=types.kernels,
         build=building,
         algorithms=algorithms,
-        tactics=True,
+        tactics=tactics,
         progress=progress,
     )
     judge = whole_judge(proto, findings, chosen, records=_records(cache), measure=measured, progress=progress)

@@ -140,7 +140,7 @@ def judge_network(
     dtype: Element | None = None,
     build: KernelBuild | None = None,
     algorithms: AlgorithmSettings | None = None,
-    tactics: bool = False,
+    tactics: int = 0,
     progress: Progress = lambda _: None,
 ) -> Judged:
     """Plan every site once and decide it for each form, in the order attention, convolution.
@@ -149,7 +149,7 @@ def judge_network(
     that kernels compute in, by default that of a site's own tensors. Only the portable form on a CPU is measured. With
     ``build`` the kernels of the plugin form are compiled, and a site whose kernel cannot be used is kept. With
     ``algorithms`` the plugin form has every dense convolution by the algorithm that is best for the whole network. With
-    ``tactics`` and ``build`` the next best schedules of what is written are compiled too.
+    ``tactics``, the number that an engine is to choose among, and ``build`` the next best schedules are compiled too.
     """
     judge = whole_judge(model, findings, target, records=records, measure=measure, progress=progress)
     planning = Planning(judge, objective, dtype=dtype)
@@ -195,7 +195,7 @@ def judge_network(
     found: dict[str, SiteTactics] = {}
     if tactics and build is not None and "plugin" in reports:
         progress("choosing tactics")
-        reports["plugin"], found = with_tactics(planning, reports["plugin"], build)
+        reports["plugin"], found = with_tactics(planning, reports["plugin"], build, tactics)
     return Judged(reports, chosen, found)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxopt.decide import AlgorithmSource, SiteReport
+from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.source import KernelSource, with_others
 from onnxopt.plan.roofline import SMALL_SHARED_BYTES
@@ -19,8 +20,11 @@ from onnxopt.site_kernels import KernelBuild, operator_sources
 from onnxopt.site_reports import Planning
 from onnxopt.tactic_candidates import Candidate, candidates, is_small, planned_shared, prove, second_operator
 
-MOST_TACTICS = 3
-"""Tactics of an operator, its own schedule included."""
+TACTICS = 3
+"""Tactics of an operator unless another number is asked for, its own schedule included."""
+
+MOST_TACTICS = 8
+"""Tactics that may be asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +64,21 @@ class SiteTactics:
         ]
 
 
+def check_tactics(count: int) -> None:
+    """Raise InputError for a number of tactics that is not allowed."""
+    if not 1 <= count <= MOST_TACTICS:
+        raise InputError(f"--tactics is {count}; allowed: 1 to {MOST_TACTICS}")
+
+
 def with_tactics(
-    planning: Planning, reports: Sequence[SiteReport], build: KernelBuild
+    planning: Planning, reports: Sequence[SiteReport], build: KernelBuild, most: int = TACTICS
 ) -> tuple[list[SiteReport], dict[str, SiteTactics]]:
     """The reports of written sites with their tactics in ``planned``, and the tactics by site.
 
-    Steps of algorithms have no others: what is next best there is another choice for the whole network.
+    A site has up to ``most`` (1 to :data:`MOST_TACTICS`), one of them small where there is one, even if that makes two
+    of one. Steps of algorithms have no others: what is next best there is another choice for the whole network.
     """
-    waiting = [_Site(report, planning) for report in reports if _has_tactics(report)]
+    waiting = [_Site(report, planning, most) for report in reports if _has_tactics(report)]
     found: dict[str, SiteTactics] = {}
     while waiting:
         selected = [(site, site.selection()) for site in waiting]
@@ -119,6 +130,7 @@ class _Site:
 
     report: SiteReport
     planning: Planning
+    most: int
     refused: set[str] = field(default_factory=set)
     shared: dict[str, int] = field(default_factory=dict)
 
@@ -137,7 +149,7 @@ class _Site:
         if self.own.operator in self.refused:
             return chosen
         for candidate in self._next:
-            if len(chosen) == MOST_TACTICS:
+            if len(chosen) == self.most:
                 break
             if self._fits(candidate, known):
                 chosen.append(candidate)
@@ -146,7 +158,7 @@ class _Site:
             further = (c for kept in (self._next, self._small) for c in kept)
             small = next((c for c in further if self._fits(c, known) and self._is_small(c)), None)
             if small is not None:
-                chosen = [*chosen[: MOST_TACTICS - 1], small]
+                chosen = [*chosen[: max(self.most - 1, 1)], small]
         # What is written stays first, as its tables are those of the other forms.
         return [chosen[0], *sorted(chosen[1:], key=lambda c: c.predicted_us)]
 

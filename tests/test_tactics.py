@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from onnxopt import tactic_candidates, tactics
+from onnxopt.api import optimize
 from onnxopt.decide import AlgorithmSource, BlockSource, ConvSource, PluginSource, SiteReport
+from onnxopt.errors import InputError
 from onnxopt.kernels.compilation import CompiledKernel
 from onnxopt.kernels.report import published_shared
 from onnxopt.kernels.source import KernelSource
@@ -17,7 +19,7 @@ from onnxopt.plan.roofline import SMALL_SHARED_BYTES
 from onnxopt.plan.tables.types import AttentionTables
 from onnxopt.site_kernels import KernelBuild
 from onnxopt.sites import Judged, discover, judge_network
-from onnxopt.tactics import MOST_TACTICS, SiteTactics
+from onnxopt.tactics import TACTICS, SiteTactics
 from onnxopt.target import load_target
 from onnxopt.validate import PlanError
 from samples import build as sample
@@ -41,7 +43,7 @@ class Build(KernelBuild):
         return {source: kernel for source, kernel in super().compiled(sources).items() if source not in bad}
 
 
-def judged(name: str, cache: Path, wanted: bool = True, unusable: Sequence[str] = ()) -> tuple[Judged, Build]:
+def judged(name: str, cache: Path, wanted: int = TACTICS, unusable: Sequence[str] = ()) -> tuple[Judged, Build]:
     model = network(None) if name == "blocks" else sample(name).model
     target = load_target("sm_90")
     build = Build(target.need_gpu_profile(), cache)
@@ -91,7 +93,7 @@ def test_sites_have_tactics_for_the_same_tensors(name: str, cache: Path) -> None
             continue
         chosen, own = found.tactics[report.id], source_of(report)
         assert operators(chosen)[0] == own.tables.operator()
-        assert len(set(operators(chosen))) == len(chosen.tactics) <= MOST_TACTICS
+        assert len(set(operators(chosen))) == len(chosen.tactics) <= TACTICS
         counts = [len(tactic.candidate.source.tables.arrays()) for tactic in chosen.tactics]
         for number, tactic in enumerate(chosen.tactics):
             assert tactic_candidates.second_operator(tactic.candidate.source) == tactic_candidates.second_operator(own)
@@ -110,10 +112,25 @@ def test_sites_have_tactics_for_the_same_tensors(name: str, cache: Path) -> None
 
 
 def test_they_are_only_there_where_asked_for(cache: Path) -> None:
-    found, _ = judged("neighbourhood", cache, wanted=False)
+    found, _ = judged("neighbourhood", cache, wanted=0)
     assert found.tactics == {}
     assert written(found)
     assert all("tactics" not in report.planned for report in written(found))
+
+
+@pytest.mark.parametrize("wanted", [1, 2])
+def test_as_many_as_are_asked_for_and_a_small_one(cache: Path, wanted: int) -> None:
+    found, _ = judged("neighbourhood", cache, wanted=wanted)
+    for chosen in found.tactics.values():
+        own = chosen.tactics[0].shared_bytes <= SMALL_SHARED_BYTES
+        assert len(chosen.tactics) <= (wanted if own else max(wanted, 2))
+        assert min(tactic.shared_bytes for tactic in chosen.tactics) <= SMALL_SHARED_BYTES
+
+
+@pytest.mark.parametrize("count", [0, 9])
+def test_their_number_has_bounds(tmp_path: Path, count: int) -> None:
+    with pytest.raises(InputError, match=f"--tactics is {count}; allowed: 1 to 8"):
+        optimize(tmp_path / "model.onnx", target="sm_90", tactics=count)
 
 
 def test_a_kernel_that_cannot_be_used_gives_way_to_the_next(cache: Path) -> None:
@@ -135,7 +152,7 @@ def test_a_kernel_that_cannot_be_used_gives_way_to_the_next(cache: Path) -> None
 def test_without_any_other_kernel_the_plain_one_serves(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tactics, "candidates", lambda *_: iter(()))
     found, build = judged("neighbourhood", cache)
-    plain, before = judged("neighbourhood", cache, wanted=False)
+    plain, before = judged("neighbourhood", cache, wanted=0)
     for report, wanted in zip(written(found), written(plain), strict=True):
         (tactic,) = found.tactics[report.id].tactics
         assert tactic.compiled == wanted.kernels[0].compiled

@@ -88,6 +88,9 @@ def optimize(
     dtype: DtypeOption = None,
     convert_io: ConvertIo = False,
     kernel_dtype: KernelDtypeOption = None,
+    tactics: Annotated[
+        int, typer.Option(metavar="N", help="How many kernels of an operator TensorRT may choose among (1 to 8).")
+    ] = 3,
     objective: Annotated[Objective, typer.Option(help="What a schedule minimises.")] = Objective.time,
     conv_algorithms: ConvAlgorithms = False,
     workspace: Workspace = None,
@@ -119,6 +122,7 @@ def optimize(
             dtype=None if dtype is None else dtype.value,
             convert_io=convert_io,
             kernel_dtype=None if kernel_dtype is None else kernel_dtype.value,
+            tactics=tactics,
             conv_algorithms=conv_algorithms,
             workspace=workspace,
             winograd=winograd,
