@@ -22,13 +22,13 @@ from typer.testing import CliRunner
 from onnxopt import api
 from onnxopt.cli import app
 from onnxopt.deploy import tensorrt_machine
-from onnxopt.deploy.batch_range import BatchRange, parse_batch
+from onnxopt.deploy.batch_range import BatchRange
 from onnxopt.deploy.child import module_command
 from onnxopt.deploy.manifest import FILE_NAME, BuiltFor, Source, check_manifest, copy_files, write_manifest
 from onnxopt.deploy.tensorrt import TensorrtOptions
 from onnxopt.deploy.tensorrt_build import TENSORRT_RTX, WORKER, BuildProgress, run_worker
 from onnxopt.deploy.tensorrt_cache import default_timing_cache, read_timings, write_timings
-from onnxopt.deploy.tensorrt_machine import check_machine, check_version
+from onnxopt.deploy.tensorrt_machine import check_machine
 from onnxopt.errors import InputError, MissingError
 from onnxopt.lower.rewrite import DOMAIN, DOMAIN_VERSION
 from onnxopt.measure.cache import clear_cache, list_cache, verify_cache
@@ -301,34 +301,6 @@ def test_code_that_is_exchanged_after_the_check_is_not_run(tmp_path: Path, calls
     assert not (tmp_path / "copy" / "tensorrt_plugins.py").exists()
 
 
-@pytest.mark.parametrize(
-    ("version", "reason"),
-    [
-        ("10.8.0.43", "10.9 or later"),
-        ("8.6.1", "10.9 or later"),
-        ("10.14.1.48", "do not work in 10.14"),
-        ("12.0.0", "from 12 on"),
-        ("unknown", "10.9 or later"),
-    ],
-)
-def test_versions_that_do_not_work_are_refused_with_the_reason(version: str, reason: str) -> None:
-    with pytest.raises(MissingError, match=rf"TensorRT {version} is installed, but .*{reason}.*pip install"):
-        check_version(version)
-
-
-@pytest.mark.parametrize("version", ["10.9.0.34", "10.13.3.9", "10.15.1.29", "11.4.0.106"])
-def test_versions_that_work_are_taken(version: str) -> None:
-    check_version(version)
-
-
-def test_a_machine_without_tensorrt_is_told_how_to_get_it() -> None:
-    if find_spec("tensorrt") is not None:
-        check_version(check_machine().version)
-        return
-    with pytest.raises(MissingError, match=r"TensorRT is not installed; .*pip install 'onnxopt\[tensorrt\]'"):
-        check_machine()
-
-
 def test_an_installation_that_cannot_be_imported_says_why(calls: Path) -> None:
     calls.with_name("tensorrt.py").write_text("raise ImportError('libnvinfer.so.10: cannot open shared object file')")
     with pytest.raises(MissingError, match=r"cannot be imported: ImportError: libnvinfer\.so\.10"):
@@ -390,21 +362,6 @@ def test_what_a_newer_version_wrote_is_refused(tmp_path: Path, calls: Path) -> N
     assert (OWN_DOMAIN, OWN_VERSION) == (DOMAIN, DOMAIN_VERSION)
 
 
-@pytest.mark.parametrize(
-    ("text", "sizes"), [("4", [4, 4, 4]), ("1,8,32", [1, 8, 32]), (" 1, 1, 2147483647", [1, 1, 2147483647])]
-)
-def test_batches_are_read(text: str, sizes: list[int]) -> None:
-    assert parse_batch(text).sizes == sizes
-
-
-@pytest.mark.parametrize(
-    "text", ["", "0", "1,2", "8,4,16", "1,9,8", "1,1,2147483648", "a", "-1", "1,2,3,4", "1.5", "²"]
-)
-def test_batches_that_are_no_range_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="allowed"):
-        parse_batch(text)
-
-
 @needs_rtx
 def test_options_that_cannot_be_are_refused(tmp_path: Path, calls: Path) -> None:
     with pytest.raises(InputError, match="--workspace-memory is 0"):
@@ -416,26 +373,6 @@ def test_options_that_cannot_be_are_refused(tmp_path: Path, calls: Path) -> None
         api.build(tmp_path / "m.onnx", engine="tensorrt", options=TensorrtOptions(batch=BatchRange()))
     with pytest.raises(InputError, match="need --engine tensorrt"):
         api.build(tmp_path / "m.onnx", engine="rtx", target="sm_89", options=TensorrtOptions(tf32=True))
-
-
-@pytest.mark.parametrize("content", [b"", b"rubbish", b"onnxopt timing cache 1 " + b"0" * 64 + b"\n"])
-def test_what_is_no_timing_cache_is_not_used(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "t"
-    assert read_timings(path) is None
-    assert not caplog.records
-    path.write_bytes(content)
-    assert read_timings(path) is None
-    assert "written anew" in caplog.text
-
-
-def test_timings_of_versions_and_gpus_stay_apart(tmp_path: Path) -> None:
-    places = {
-        default_timing_cache(tmp_path, version, gpu)
-        for version in ("10.13.3.9", "11.4.0.106")
-        for gpu in ("NVIDIA L4", "NVIDIA L40S", "../../etc")
-    }
-    assert len(places) == 6
-    assert all(place.parent == tmp_path / "tensorrt" for place in places)
 
 
 @needs_rtx
