@@ -13,6 +13,10 @@ from onnxopt.model.files import read_file
 _Read = TypeVar("_Read")
 
 
+class NewerError(InputError):
+    """A newer version wrote this; the message says what to do."""
+
+
 def read_document(path: Path, max_bytes: int, parse: Callable[[Any], _Read]) -> _Read:
     """What ``parse`` makes of a JSON file of at most ``max_bytes``.
 
@@ -24,5 +28,7 @@ def read_document(path: Path, max_bytes: int, parse: Callable[[Any], _Read]) -> 
         raise InputError(f"{path} is not valid JSON ({error}); optimize the model again") from None
     try:
         return parse(document)
+    except NewerError as error:
+        raise InputError(f"{path}: {error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}; optimize the model again, or get the package again") from None

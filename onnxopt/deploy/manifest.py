@@ -20,10 +20,11 @@ from onnxopt.deploy.manifest_document import FILE_NAME as FILE_NAME
 from onnxopt.deploy.manifest_document import BuiltFor as BuiltFor
 from onnxopt.deploy.manifest_document import FileEntry as FileEntry
 from onnxopt.deploy.manifest_document import Manifest as Manifest
-from onnxopt.deploy.manifest_document import NewerError, checked_path, document_of, parsed
 from onnxopt.deploy.manifest_document import Source as Source
+from onnxopt.deploy.manifest_document import checked_path, document_of, parsed
+from onnxopt.documents import read_document
 from onnxopt.errors import InputError
-from onnxopt.model.files import atomic_write, read_file
+from onnxopt.model.files import atomic_write
 
 _MAX_BYTES = 4 << 20
 # What commands put into a package that is there already.
@@ -113,17 +114,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 
     Raises InputError, naming the file and the field, for anything but a manifest of this version.
     """
-    path = Path(folder) / FILE_NAME
-    try:
-        document = json.loads(read_file(path, _MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); optimize the model again") from None
-    try:
-        return parsed(document)
-    except NewerError as error:
-        raise InputError(f"{path}: {error}") from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}; optimize the model again, or get the package again") from None
+    return read_document(Path(folder) / FILE_NAME, _MAX_BYTES, parsed)
 
 
 def check_manifest(folder: str | Path, besides: str = "") -> Manifest:

@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
+from onnxopt.documents import NewerError
 from onnxopt.errors import InputError, shown
 
 SCHEMA = "onnxopt.manifest/1"
@@ -18,10 +19,6 @@ _MAX_FILES = 10_000
 _MAX_FILE_BYTES = 1 << 46
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SCHEMA_FORM = re.compile(r"onnxopt\.manifest/([0-9]{1,9})")
-
-
-class NewerError(InputError):
-    """A newer version wrote this; the message says what to do."""
 
 
 @dataclass(frozen=True)
